@@ -1,0 +1,35 @@
+"""One tree of frozen dataclasses, its command line, its checks, and the DeepSpeed dictionary."""
+
+from megatron_ngpt.config.checks import check, check_batch
+from megatron_ngpt.config.cli import load_config, parse_config, save_config
+from megatron_ngpt.config.model import ModelConfig, ScaleConfig
+from megatron_ngpt.config.run import (
+    CheckpointConfig,
+    DataConfig,
+    EngineConfig,
+    EvalConfig,
+    LoggingConfig,
+    OptimConfig,
+    ParallelConfig,
+    TrainConfig,
+)
+from megatron_ngpt.config.tree import Config
+
+__all__ = [
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "EngineConfig",
+    "EvalConfig",
+    "LoggingConfig",
+    "ModelConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "ScaleConfig",
+    "TrainConfig",
+    "check",
+    "check_batch",
+    "load_config",
+    "parse_config",
+    "save_config",
+]

@@ -1,0 +1,95 @@
+"""The shape and the maths of a model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScaleConfig:
+    """A learned scaling vector: where it starts and how fast Adam moves it.
+
+    The stored parameter starts at ``scale`` and is multiplied by ``init / scale`` in use, so the
+    effective value starts at ``init`` and a step of size lr moves it by lr * init / scale
+    (arXiv 2410.01131, section 2.5).
+    """
+
+    init: float = 1.0
+    """Effective value at the start."""
+
+    scale: float = 0.0
+    """Value of the stored parameter at the start; 0 means 1 / sqrt(model.width)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Architecture. Two models share every layer: nGPT and the GPT it is compared with."""
+
+    architecture: Literal["ngpt", "gpt"] = "ngpt"
+    """ngpt: normalized transformer; gpt: the RMSNorm pre-norm baseline of the same shape."""
+
+    width: int = 256
+    """Embedding width D, the dimension of the hypersphere."""
+
+    layers: int = 6
+    """Number of transformer blocks."""
+
+    heads: int = 8
+    """Number of query heads."""
+
+    kv_heads: int = 0
+    """Number of key and value heads; must divide heads. 0 means as many as heads."""
+
+    head_dim: int = 0
+    """Width of one head, even. 0 means width / heads."""
+
+    ffn_width: int = 0
+    """Inner width of the SwiGLU feed-forward. 0 means 4 * width, as in the paper."""
+
+    vocab_size: int = 32000
+    """Number of token ids; every id in the data must be below it."""
+
+    rope_theta: float = 10000.0
+    """Base of the rotary position embedding."""
+
+    init_std: float = 0.0
+    """Standard deviation of initial matrices (nGPT then normalises them).
+    0 means 1 / sqrt(width) for ngpt and 0.02 for gpt."""
+
+    norm_eps: float = 1e-6
+    """Epsilon inside the RMSNorm of gpt; ngpt's norms have none."""
+
+    alpha_attention: ScaleConfig = field(default_factory=lambda: ScaleConfig(init=0.05))
+    """Step size of the attention block, alpha_A, one per embedding dimension."""
+
+    alpha_mlp: ScaleConfig = field(default_factory=lambda: ScaleConfig(init=0.05))
+    """Step size of the MLP block, alpha_M, one per embedding dimension."""
+
+    s_qk: ScaleConfig = field(default_factory=ScaleConfig)
+    """Scale of normalised queries and keys, one per query-head dimension."""
+
+    s_uv: ScaleConfig = field(default_factory=lambda: ScaleConfig(scale=1.0))
+    """Scale of the MLP's two inner projections u and v, one per inner unit each."""
+
+    s_z: ScaleConfig = field(default_factory=ScaleConfig)
+    """Scale of the logits, one per token id."""
+
+    def __post_init__(self) -> None:
+        """Replace every "0 means ..." by its value, once, so that code reads plain numbers."""
+        fill = {
+            "kv_heads": self.kv_heads or self.heads,
+            "head_dim": self.head_dim or self.width // max(self.heads, 1),
+            "ffn_width": self.ffn_width or 4 * self.width,
+            "init_std": self.init_std or (self.width**-0.5 if self.is_ngpt else 0.02),
+        }
+        for name in ("alpha_attention", "alpha_mlp", "s_qk", "s_uv", "s_z"):
+            scale: ScaleConfig = getattr(self, name)
+            fill[name] = ScaleConfig(init=scale.init, scale=scale.scale or self.width**-0.5)
+        for name, value in fill.items():
+            object.__setattr__(self, name, value)
+
+    @property
+    def is_ngpt(self) -> bool:
+        """Whether weights and hidden states live on the hypersphere."""
+        return self.architecture == "ngpt"

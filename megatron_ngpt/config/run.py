@@ -1,0 +1,166 @@
+"""Everything about a run that is not the model: parallelism, optimizer, data, loop, files."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """Degrees of the mesh. What is left of the world size is data parallelism (dp)."""
+
+    tp: int = 1
+    """Tensor parallelism: ranks that share every matrix."""
+
+    pp: int = 1
+    """Pipeline parallelism: stages the layers are cut into."""
+
+    cp: int = 1
+    """Context parallelism: ranks that share every sequence."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """AdamW, its schedule and ZeRO. The defaults are nGPT's: no weight decay, no warm-up."""
+
+    lr: float = 1e-3
+    """Peak learning rate."""
+
+    min_lr: float = 0.0
+    """Learning rate at the end of the decay."""
+
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Shape after warm-up; wsd stays at lr, then falls linearly over the last decay_steps."""
+
+    warmup_steps: int = 0
+    """Steps of linear warm-up from 0 to lr."""
+
+    decay_steps: int = 0
+    """Length of wsd's final decay in steps; 0 means a fifth of train.steps. Unused otherwise."""
+
+    betas: tuple[float, float] = (0.9, 0.95)
+    """Adam's exponential averages of the gradient and of its square."""
+
+    eps: float = 1e-8
+    """Adam's epsilon."""
+
+    weight_decay: float = 0.0
+    """Decoupled weight decay of matrices; vectors have none. The GPT baseline wants 0.1."""
+
+    grad_clip: float = 1.0
+    """Largest global gradient norm; 0 turns clipping off."""
+
+    zero_stage: Literal[0, 1, 2, 3] = 1
+    """What ZeRO shards over dp: 0 nothing, 1 optimizer state, 2 + gradients, 3 + parameters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Corpora as PREFIX of a PREFIX.bin / PREFIX.idx pair, and the tokenizer that made them."""
+
+    train: str = ""
+    """Prefix of the training corpus."""
+
+    valid: str = ""
+    """Prefix of the validation corpus; empty means the last valid_fraction of train."""
+
+    valid_fraction: float = 0.01
+    """Share of the training documents held back for validation when valid is empty."""
+
+    tokenizer: str = ""
+    """SentencePiece model file; needed for text in and out, not for training itself."""
+
+    seq_len: int = 1024
+    """Tokens per training sequence."""
+
+    prefetch: int = 2
+    """Batches read ahead by the loader's thread; 0 reads in the training loop."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Length and size of the run."""
+
+    steps: int = 1000
+    """Optimizer steps in the whole run, over all restarts."""
+
+    global_batch: int = 32
+    """Sequences per step, over all ranks."""
+
+    micro_batch: int = 4
+    """Sequences per forward pass on one rank; the rest of global_batch is accumulated."""
+
+    seed: int = 1234
+    """Seed of the initial weights and of the data order."""
+
+    dtype: Literal["fp32", "bf16"] = "fp32"
+    """Precision of matrices and activations; scaling vectors and optimizer state stay fp32."""
+
+    stop_at: int = 0
+    """Save and exit after this step although the schedule goes on to steps; 0 means never."""
+
+    compile: bool = False
+    """Compile the blocks with torch.compile."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """Sharded checkpoints. A run resumes by itself from the newest complete one in dir."""
+
+    dir: str = ""
+    """Folder of the checkpoints; empty means logging.dir/checkpoints."""
+
+    every: int = 500
+    """Steps between checkpoints; the last step is always saved. 0 saves only there."""
+
+    keep: int = 3
+    """Newest checkpoints kept; 0 keeps all."""
+
+    asynchronous: bool = True
+    """Write in the background while training goes on."""
+
+    verify: bool = True
+    """Check every file's checksum before resuming from it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """Validation loss during training."""
+
+    every: int = 100
+    """Steps between evaluations, and one at the end; 0 means never."""
+
+    steps: int = 10
+    """Global batches per evaluation, always the same ones."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """How a step is computed; nothing here changes what is computed."""
+
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """auto takes a GPU when torch sees one."""
+
+    attention: Literal["auto", "sdpa", "flash"] = "auto"
+    """auto takes flash-attn when it is installed and the tensors suit it, else torch's SDPA."""
+
+    deepspeed_overrides: str = ""
+    """JSON file merged over the DeepSpeed configuration derived from this one."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggingConfig:
+    """Where a run's files go and what it tells."""
+
+    dir: str = "runs/default"
+    """Folder for metrics.jsonl, config.yaml and, unless checkpoint.dir is set, checkpoints."""
+
+    every: int = 10
+    """Steps between progress lines when the output is no terminal; metrics.jsonl has every step."""
+
+    tensorboard: bool = False
+    """Also write TensorBoard events to dir/tensorboard."""
+
+    wandb_project: str = ""
+    """Also log to this Weights & Biases project."""

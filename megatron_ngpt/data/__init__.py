@@ -1,0 +1,1 @@
+"""Tokenizers, indexed datasets and the sample stream; imports nothing but config."""

@@ -1,0 +1,1 @@
+"""One training step on DeepSpeed ZeRO: optimizer, projection, checkpoint."""

@@ -1,0 +1,1 @@
+"""Weight maps from and to other projects' nGPT."""

@@ -1,0 +1,1 @@
+"""Who runs where: degrees, launch environment, process groups and collectives."""

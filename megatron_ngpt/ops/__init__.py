@@ -1,0 +1,1 @@
+"""Single-device maths: hypersphere, rotary embedding, attention, losses."""

@@ -1,0 +1,1 @@
+"""How a model is spread over ranks, applied from outside by the parameter table."""
