@@ -23,7 +23,7 @@ VERSION = 1
 LENGTH = np.dtype("<i4")
 OFFSET = np.dtype("<i8")
 # Codes 6 and 7 are float64 and float32, which the format allows and token ids never are.
-DTYPES = {
+DTYPES: dict[int, np.dtype] = {
     1: np.dtype("u1"),
     2: np.dtype("i1"),
     3: np.dtype("<i2"),
