@@ -1,0 +1,116 @@
+"""Who this process is, from whatever launcher started it; the only reader of ``os.environ``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+
+from megatron_ngpt.mesh.mpi import agree_on_address
+
+
+@dataclass(frozen=True)
+class Launch:
+    """Place of this process among all, and where they meet."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    address: str = ""
+    port: int = 0
+
+
+# launcher -> (rank, world size, rank on this host); the first whose variables are set wins
+_VARIABLES = {
+    "torchrun or deepspeed": ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+    "mpirun of Open MPI": (
+        "OMPI_COMM_WORLD_RANK",
+        "OMPI_COMM_WORLD_SIZE",
+        "OMPI_COMM_WORLD_LOCAL_RANK",
+    ),
+    "mpirun of MPICH or Intel MPI": ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
+    "srun": ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS", "SLURM_LOCALID"),
+}
+
+
+def read_launch(environ: Mapping[str, str] | None = None) -> Launch:
+    """Identity given by torchrun, the deepspeed launcher, mpirun or srun; plain python is alone.
+
+    Under MPI without ``MASTER_ADDR`` rank 0 chooses the meeting point and tells the others
+    through mpi4py.
+
+    Raises:
+        ValueError: several processes were started but nothing says where they meet.
+    """
+    env = os.environ if environ is None else environ
+    for launcher, (rank, size, local) in _VARIABLES.items():
+        if rank in env and size in env:
+            found = Launch(int(env[rank]), int(env[size]), int(env.get(local, 0)))
+            return found if found.world_size == 1 else _with_address(found, env, launcher)
+    return Launch()
+
+
+def _with_address(found: Launch, env: Mapping[str, str], launcher: str) -> Launch:
+    address, port = env.get("MASTER_ADDR", ""), int(env.get("MASTER_PORT", 0))
+    if not (address and port):
+        if not launcher.startswith("mpirun"):
+            raise ValueError(
+                f"{launcher} started {found.world_size} processes but MASTER_ADDR and MASTER_PORT "
+                "are not set: export the first node's name and a free port"
+            )
+        address, port = agree_on_address(found.rank)
+    return Launch(found.rank, found.world_size, found.local_rank, address, port)
+
+
+def without_local_rank(argv: Sequence[str]) -> list[str]:
+    """Command-line words less the ``--local_rank=N`` that the deepspeed launcher adds."""
+    return [word for word in argv if not word.startswith(("--local_rank", "--local-rank"))]
+
+
+def pick_device(wanted: str, local_rank: int) -> torch.device:
+    """Device of this process for ``engine.device`` = auto, cpu or cuda.
+
+    Raises:
+        ValueError: cuda was asked for and torch sees no GPU for this rank.
+    """
+    seen = torch.cuda.device_count() if wanted != "cpu" else 0
+    if wanted == "cpu" or (wanted == "auto" and seen == 0):
+        return torch.device("cpu")
+    if local_rank >= seen:
+        raise ValueError(
+            f"engine.device = {wanted}: local rank {local_rank} has no GPU, torch sees {seen}: "
+            "start at most one process per GPU or set engine.device to cpu"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def start(launch: Launch, device: torch.device) -> None:
+    """Join the default process group: gloo for CPU tensors, NCCL for CUDA tensors."""
+    backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
+    if launch.world_size == 1:
+        store: dist.Store = dist.HashStore()
+    else:
+        # torchrun's agent already listens on MASTER_PORT; everywhere else rank 0 opens the store
+        agent_store = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        serves = launch.rank == 0 and not agent_store
+        store = dist.TCPStore(launch.address, launch.port, launch.world_size, serves)
+        store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
+    dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size)
+
+
+def finish(code: int = 0) -> None:
+    """End the process with this exit code and nothing else.
+
+    Gloo's threads may still want the interpreter's lock while Python finalises, which aborts a
+    process whose work is done (exit code -6); a scheduler must never see that.
+    """
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)

@@ -1,0 +1,68 @@
+"""Multi-head attention of nGPT and of the GPT baseline; grouped-query and multi-query included.
+
+Shapes: B batch, T tokens, D width, N query heads, K key heads, H head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from megatron_ngpt.config import ModelConfig
+from megatron_ngpt.ops.attention import Attend
+from megatron_ngpt.ops.hypersphere import Scale, unit
+from megatron_ngpt.ops.linear import Linear
+from megatron_ngpt.ops.rope import rotate
+
+
+@dataclass
+class KeyValueCache:
+    """Keys and values of the tokens seen so far, [B, S, K, H]; grows with every call."""
+
+    keys: Tensor | None = None
+    values: Tensor | None = None
+
+    def extend(self, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+        """Append this call's keys and values and return all of them."""
+        if self.keys is not None and self.values is not None:
+            keys = torch.cat((self.keys, keys), dim=1)
+            values = torch.cat((self.values, values), dim=1)
+        self.keys, self.values = keys, values
+        return keys, values
+
+
+class Attention(nn.Module):
+    """Causal self-attention; nGPT normalises every head's queries and keys and scales them.
+
+    The paper multiplies queries and keys by the same s_qk (eq. 15, 16). Only the product enters the
+    logits, so its square is applied to the queries: the same maths, and the only reading of it
+    that grouped-query attention allows.
+    """
+
+    def __init__(self, model: ModelConfig, attend: Attend) -> None:
+        super().__init__()
+        D, self.head_dim = model.width, model.head_dim
+        inner, inner_kv = model.heads * model.head_dim, model.kv_heads * model.head_dim
+        self.query = Linear(D, inner)
+        self.key = Linear(D, inner_kv)
+        self.value = Linear(D, inner_kv)
+        self.output = Linear(inner, D)
+        self.attend = attend
+        self.s_qk = Scale(inner, model.s_qk.init, model.s_qk.scale) if model.is_ngpt else None
+        # unit queries and keys have products of order 1/sqrt(H): the factor is inverted (eq. 17)
+        self.scale = model.head_dim ** (0.5 if model.is_ngpt else -0.5)
+
+    def forward(self, x_BTD: Tensor, rotary: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """[B, T, D] -> [B, T, D]; rotary is the table of these T positions."""
+        q_BTNH = rotate(self.query(x_BTD).unflatten(-1, (-1, self.head_dim)), rotary)
+        k_BTKH = rotate(self.key(x_BTD).unflatten(-1, (-1, self.head_dim)), rotary)
+        v_BTKH = self.value(x_BTD).unflatten(-1, (-1, self.head_dim))
+        if self.s_qk is not None:
+            s_NH = self.s_qk().unflatten(0, (-1, self.head_dim))
+            q_BTNH, k_BTKH = s_NH.square() * unit(q_BTNH), unit(k_BTKH)
+        q_BTNH, k_BTKH = q_BTNH.to(x_BTD.dtype), k_BTKH.to(x_BTD.dtype)
+        if cache is not None:
+            k_BTKH, v_BTKH = cache.extend(k_BTKH, v_BTKH)
+        return self.output(self.attend(q_BTNH, k_BTKH, v_BTKH, self.scale).flatten(-2))

@@ -1,0 +1,41 @@
+"""Initial weights as a pure function of (seed, parameter name), the same on every topology."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from torch import Tensor, nn
+
+from megatron_ngpt.model.spec import ParameterSpec
+from megatron_ngpt.ops.hypersphere import unit
+
+BLOCK = 1 << 20
+"""Values drawn from one generator. A rank that holds a piece of a parameter draws only the blocks
+the piece touches."""
+
+
+def initial_values(spec: ParameterSpec, seed: int, start: int, stop: int) -> Tensor:
+    """Values start..stop of the flattened parameter before normalisation, fp32 on CPU."""
+    if spec.std == 0:
+        return torch.full((stop - start,), spec.constant)
+    first, last = start // BLOCK, -(-stop // BLOCK)  # blocks the piece touches
+    drawn = torch.cat([torch.empty(0), *(_block(spec, seed, n) for n in range(first, last))])
+    return drawn[start - first * BLOCK : stop - first * BLOCK]
+
+
+def _block(spec: ParameterSpec, seed: int, number: int) -> Tensor:
+    key = hashlib.blake2b(f"{seed}/{spec.name}/{number}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)
+    size = min(BLOCK, math.prod(spec.shape) - number * BLOCK)
+    return torch.empty(size).normal_(0.0, spec.std, generator=generator)
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, table: dict[str, ParameterSpec], seed: int) -> None:
+    """Fill a whole model on one device: initial values, matrices of nGPT on the sphere."""
+    for name, parameter in model.named_parameters():
+        spec = table[name]
+        values = initial_values(spec, seed, 0, parameter.numel()).view(spec.shape)
+        parameter.copy_(values if spec.norm_dim is None else unit(values, spec.norm_dim))

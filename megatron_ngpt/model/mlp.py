@@ -1,0 +1,36 @@
+"""SwiGLU feed-forward of nGPT and of the GPT baseline."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from megatron_ngpt.config import ModelConfig
+from megatron_ngpt.ops.hypersphere import Scale
+from megatron_ngpt.ops.linear import Linear
+
+
+class MLP(nn.Module):
+    """``down(u * silu(v))``; nGPT scales u by s_u and v by s_v sqrt(D) (eq. 20, 21).
+
+    NVIDIA/ngpt also multiplies u by sqrt(D); the output is normalised right after, so a constant
+    factor on u changes nothing.
+    """
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        D, inner, s_uv = model.width, model.ffn_width, model.s_uv
+        self.up = Linear(D, inner)
+        self.gate = Linear(D, inner)
+        self.down = Linear(inner, D)
+        self.s_u = Scale(inner, s_uv.init, s_uv.scale) if model.is_ngpt else None
+        self.s_v = Scale(inner, s_uv.init, s_uv.scale) if model.is_ngpt else None
+        self.gate_factor = D**0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        u, v = self.up(x), self.gate(x)
+        if self.s_u is not None and self.s_v is not None:
+            u = (u * self.s_u()).to(x.dtype)
+            v = (v * (self.s_v() * self.gate_factor)).to(x.dtype)
+        return self.down(u * F.silu(v))

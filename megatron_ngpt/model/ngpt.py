@@ -1,0 +1,123 @@
+"""The normalized transformer and the GPT it is compared with, as plain single-device modules.
+
+Source: arXiv 2410.01131; NVIDIA/ngpt ``model.py`` (commit ed19eb2). Deviations are listed in
+docs/architecture.md. Shapes: B batch, T tokens, D width, V token ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from megatron_ngpt.config import ModelConfig, ScaleConfig
+from megatron_ngpt.model.attention import Attention, KeyValueCache
+from megatron_ngpt.model.mlp import MLP
+from megatron_ngpt.ops.attention import Attend, sdpa_attention
+from megatron_ngpt.ops.hypersphere import Scale, residual_step
+from megatron_ngpt.ops.linear import Embedding, Linear
+from megatron_ngpt.ops.loss import cross_entropy
+from megatron_ngpt.ops.norm import RMSNorm
+from megatron_ngpt.ops.rope import rotary_table
+
+Branch = Callable[[Tensor], Tensor]
+
+
+class SphereResidual(nn.Module):
+    """nGPT: step on the sphere from h towards branch(h)."""
+
+    def __init__(self, width: int, alpha: ScaleConfig) -> None:
+        super().__init__()
+        self.alpha = Scale(width, alpha.init, alpha.scale)
+
+    def forward(self, h: Tensor, branch: Branch) -> Tensor:
+        """[B, T, D] -> [B, T, D], unit vectors both."""
+        return residual_step(h, branch(h), self.alpha())
+
+
+class PreNormResidual(nn.Module):
+    """GPT: add branch(norm(h)) to h."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.norm = RMSNorm(width, eps)
+
+    def forward(self, h: Tensor, branch: Branch) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        return h + branch(self.norm(h))
+
+
+class Block(nn.Module):
+    """Attention, then MLP, each joined to the hidden state by its residual."""
+
+    def __init__(self, model: ModelConfig, attend: Attend) -> None:
+        super().__init__()
+        self.attention = Attention(model, attend)
+        self.mlp = MLP(model)
+        self.attention_residual = _residual(model, model.alpha_attention)
+        self.mlp_residual = _residual(model, model.alpha_mlp)
+
+    def forward(self, h: Tensor, rotary: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """[B, T, D] -> [B, T, D]."""
+        h = self.attention_residual(h, lambda x: self.attention(x, rotary, cache))
+        return self.mlp_residual(h, self.mlp)
+
+
+def _residual(model: ModelConfig, alpha: ScaleConfig) -> nn.Module:
+    if model.is_ngpt:
+        return SphereResidual(model.width, alpha)
+    return PreNormResidual(model.width, model.norm_eps)
+
+
+class NGPT(nn.Module):
+    """Language model: token ids in, logits or mean loss out.
+
+    Parameters are allocated, not initialised: values come from ``model.initial`` or a checkpoint.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        dtype: torch.dtype = torch.float32,
+        attend: Attend = sdpa_attention,
+    ) -> None:
+        super().__init__()
+        D, V = model.width, model.vocab_size
+        self.config = model
+        self.embed = Embedding(V, D, dtype)
+        self.blocks = nn.ModuleList(Block(model, attend) for _ in range(model.layers))
+        self.final_norm = None if model.is_ngpt else RMSNorm(D, model.norm_eps)
+        self.head = Linear(D, V)
+        self.s_z = Scale(V, model.s_z.init, model.s_z.scale) if model.is_ngpt else None
+
+    def forward(
+        self,
+        tokens_BT: Tensor,
+        targets_BT: Tensor | None = None,
+        positions: Tensor | None = None,
+        caches: Sequence[KeyValueCache] | None = None,
+    ) -> Tensor:
+        """Fp32 logits [B, T, V], or the mean cross-entropy in nats when targets are given.
+
+        Args:
+            tokens_BT: token ids.
+            targets_BT: the ids that follow them.
+            positions: [T] or [B, T]; 0..T-1 when not given.
+            caches: one per block, for generation.
+        """
+        if positions is None:
+            positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+        rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+        h = self.embed(tokens_BT)
+        for number, block in enumerate(self.blocks):
+            h = block(h, rotary, None if caches is None else caches[number])
+        logits_BTV = self.logits(h)
+        return logits_BTV if targets_BT is None else cross_entropy(logits_BTV, targets_BT)
+
+    def logits(self, h_BTD: Tensor) -> Tensor:
+        """Fp32 logits [B, T, V] of final hidden states; nGPT scales them by s_z (eq. 3)."""
+        if self.final_norm is not None:
+            h_BTD = self.final_norm(h_BTD)
+        logits_BTV = self.head(h_BTD).float()
+        return logits_BTV if self.s_z is None else logits_BTV * self.s_z()
