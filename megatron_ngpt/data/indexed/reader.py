@@ -16,7 +16,7 @@ from megatron_ngpt.data.indexed.format import (
     read_header,
 )
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 
 
 class IndexedDataset:

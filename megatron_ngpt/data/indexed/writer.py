@@ -21,7 +21,7 @@ from megatron_ngpt.data.indexed.format import (
     pair,
 )
 
-_CHUNK = 1 << 20
+_CHUNK = 1 << 16
 _BUFFER = 1 << 20
 
 

@@ -1,0 +1,180 @@
+"""Batches of one data-parallel rank, read ahead by a thread; all state is one integer."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from types import TracebackType
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from megatron_ngpt.config import Config
+from megatron_ngpt.data.corpus import TokenRange
+from megatron_ngpt.data.stream import SampleStream
+
+# Not train.seed: runs that differ in their seed are compared on the same text.
+EVAL_SEED = 0
+
+
+class Batch(NamedTuple):
+    """One rank's share of a step, cut into micro-batches."""
+
+    tokens: Tensor
+    """int64[accumulation, micro_batch, T]: inputs."""
+
+    targets: Tensor
+    """int64[accumulation, micro_batch, T]: the token after each input."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchReader:
+    """Reads any step's batch for one rank: a pure function of the samples consumed before it.
+
+    A step consumes samples [consumed, consumed + global_batch) of the stream. Rank r takes the
+    r-th of dp equal runs of them, in order, and cuts it into micro-batches.
+    """
+
+    stream: SampleStream
+    global_batch: int
+    micro_batch: int
+    dp: int
+    dp_rank: int
+    vocab_size: int
+    setting: str = "data.train"
+    """The setting that named the corpus, for messages."""
+    pin: bool = False
+    """Whether to return pinned memory, for copies to a GPU that do not block."""
+
+    def __post_init__(self) -> None:
+        assert self.global_batch % (self.micro_batch * self.dp) == 0, self
+        assert 0 <= self.dp_rank < self.dp, self
+
+    def read(self, consumed: int) -> tuple[Batch, int]:
+        """The batch of the step after ``consumed`` samples, and the samples consumed after it.
+
+        Raises:
+            ValueError: when a token id is not below vocab_size.
+        """
+        share = self.global_batch // self.dp
+        first = consumed + self.dp_rank * share
+        rows = self.stream.batch(np.arange(first, first + share))
+        self._check_ids(rows)
+        tokens, targets = self._tensor(rows[:, :-1]), self._tensor(rows[:, 1:])
+        return Batch(tokens, targets), consumed + self.global_batch
+
+    def _tensor(self, rows: np.ndarray) -> Tensor:
+        # Made contiguous by numpy: torch would start a second pool of threads in the loader's.
+        whole = np.ascontiguousarray(rows).reshape(-1, self.micro_batch, rows.shape[1])
+        tensor = torch.from_numpy(whole)
+        return tensor.pin_memory() if self.pin else tensor
+
+    def _check_ids(self, rows: np.ndarray) -> None:
+        # Read as unsigned, a negative id is huge, so one pass finds both kinds of mistake.
+        if rows.view(np.uint64).max() < self.vocab_size:
+            return
+        wrong = int(rows.min() if rows.min() < 0 else rows.max())
+        raise ValueError(
+            f"{self.setting} = {self.stream.corpus.dataset.prefix} holds token id {wrong}, but "
+            f"model.vocab_size = {self.vocab_size} allows ids from 0 to {self.vocab_size - 1}: "
+            "set model.vocab_size to that of the tokenizer that made the corpus, or preprocess "
+            "the text with the tokenizer of this model"
+        )
+
+
+class Loader:
+    """Endless iterator of (batch, samples consumed after it), usable as a context manager.
+
+    With prefetch, one thread reads that many batches ahead. An error of its reading is raised by
+    the ``next`` that would have returned the batch. Reading ahead leaves no trace: what a
+    checkpoint saves is the integer that came with the last batch used.
+
+    Args:
+        reader: reads one batch.
+        consumed: samples consumed so far, as saved in a checkpoint.
+        prefetch: batches read ahead; 0 reads in the caller's thread.
+    """
+
+    def __init__(self, reader: BatchReader, consumed: int = 0, prefetch: int = 0) -> None:
+        self._reader = reader
+        self._consumed = consumed
+        self._prefetch = prefetch
+        self._ahead: deque[Future[tuple[Batch, int]]] = deque()
+        self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="data-loader")
+        self._read_ahead()
+
+    def __iter__(self) -> Iterator[tuple[Batch, int]]:
+        return self
+
+    def __next__(self) -> tuple[Batch, int]:
+        if not self._prefetch:
+            batch, self._consumed = self._reader.read(self._consumed)
+            return batch, self._consumed
+        # Taken off the queue only when it is good: asking again after an error skips no batch.
+        batch, self._consumed = self._ahead[0].result()
+        self._ahead.popleft()
+        self._read_ahead()
+        return batch, self._consumed
+
+    def __enter__(self) -> Loader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """End the thread after the batch it is reading; a loader left open ends with Python."""
+        self._pool.shutdown(cancel_futures=True)
+
+    def _read_ahead(self) -> None:
+        while len(self._ahead) < self._prefetch:
+            consumed = self._consumed + len(self._ahead) * self._reader.global_batch
+            self._ahead.append(self._pool.submit(self._reader.read, consumed))
+
+
+def train_loader(
+    config: Config, corpus: TokenRange, *, dp: int, dp_rank: int, consumed: int, pin: bool = False
+) -> Loader:
+    """The training batches of one rank, from ``consumed`` samples on."""
+    stream = SampleStream(corpus, config.data.seq_len, config.train.seed)
+    reader = _reader(config, stream, "data.train", dp=dp, dp_rank=dp_rank, pin=pin)
+    return Loader(reader, consumed, config.data.prefetch)
+
+
+def eval_batches(
+    config: Config, corpus: TokenRange, *, dp: int, dp_rank: int, pin: bool = False
+) -> Iterator[Batch]:
+    """One rank's share of the eval.steps global batches that every evaluation uses.
+
+    Together the ranks read the same samples for any dp, micro-batch size and train.seed. A
+    validation corpus too short for them is read again from its start.
+    """
+    stream = SampleStream(corpus, config.data.seq_len, EVAL_SEED)
+    setting = "data.valid" if config.data.valid else "data.train"
+    reader = _reader(config, stream, setting, dp=dp, dp_rank=dp_rank, pin=pin)
+    for step in range(config.eval.steps):
+        yield reader.read(step * reader.global_batch)[0]
+
+
+def _reader(
+    config: Config, stream: SampleStream, setting: str, *, dp: int, dp_rank: int, pin: bool
+) -> BatchReader:
+    return BatchReader(
+        stream=stream,
+        global_batch=config.train.global_batch,
+        micro_batch=config.train.micro_batch,
+        dp=dp,
+        dp_rank=dp_rank,
+        vocab_size=config.model.vocab_size,
+        setting=setting,
+        pin=pin,
+    )

@@ -1,0 +1,76 @@
+"""A keyed permutation of [0, size) that is computed, not stored.
+
+A Feistel network over two halves of unequal size (Black and Rogaway, "Ciphers with Arbitrary
+Finite Domains", CT-RSA 2002, section 5): an index is written as ``left * columns + right`` with
+rows = ceil(sqrt(size)) and columns = ceil(size / rows), and each round adds a keyed hash of one
+half to the other, modulo that half's range. That permutes rows * columns numbers, fewer than
+sqrt(size) of them above size; an index that lands there walks on along its cycle until it is
+back inside, which keeps the map a bijection.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from math import isqrt
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+# The order of every run's data depends on these numbers; changing one reshuffles them all.
+_ROUNDS = 8
+_MULTIPLIERS = (np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB))
+_SHIFTS = (np.uint64(30), np.uint64(27), np.uint64(31))
+_KEY_BYTES = 8
+
+
+class Permutation:
+    """Bijection of [0, size) chosen by a key; time and memory O(1) per index.
+
+    Args:
+        size: number of indices, from 1 to 2**62.
+        key: integers that choose the order, for example (seed, epoch).
+    """
+
+    def __init__(self, size: int, key: tuple[int, ...]) -> None:
+        assert 1 <= size <= 1 << 62, size
+        self.size = size
+        rows = isqrt(size - 1) + 1
+        columns = -(-size // rows)
+        self._ranges = (np.uint64(rows), np.uint64(columns))
+        name = ",".join(str(number) for number in key).encode()
+        digest = hashlib.blake2b(name, digest_size=_ROUNDS * _KEY_BYTES).digest()
+        self._keys = np.frombuffer(digest, "<u8")
+
+    def __call__(self, indices: ArrayLike) -> np.ndarray:
+        """Where each index goes: [0, size) to int64 in [0, size), same shape, () for one int."""
+        return self._walk(indices, inverse=False)
+
+    def inverse(self, indices: ArrayLike) -> np.ndarray:
+        """Where each index comes from: ``inverse(self(i)) == i``."""
+        return self._walk(indices, inverse=True)
+
+    def _walk(self, indices: ArrayLike, inverse: bool) -> np.ndarray:
+        starts = np.asarray(indices, np.int64)
+        # One dimension at least: numpy's scalars warn where its arrays wrap around silently.
+        images = self._network(starts.astype(np.uint64).reshape(-1), inverse)
+        outside = images >= self.size
+        while outside.any():
+            images[outside] = self._network(images[outside], inverse)
+            outside = images >= self.size
+        return images.astype(np.int64).reshape(starts.shape)
+
+    def _network(self, indices: np.ndarray, inverse: bool) -> np.ndarray:
+        halves = list(np.divmod(indices, self._ranges[1]))
+        for number in reversed(range(_ROUNDS)) if inverse else range(_ROUNDS):
+            side = number % 2
+            span = self._ranges[side]
+            shift = _mix(halves[1 - side] ^ self._keys[number]) % span
+            halves[side] = (halves[side] + (span - shift if inverse else shift)) % span
+        return halves[0] * self._ranges[1] + halves[1]
+
+
+def _mix(words: np.ndarray) -> np.ndarray:
+    """The finaliser of SplitMix64 (Steele, Lea, Flood 2014): every bit depends on every bit."""
+    words = (words ^ (words >> _SHIFTS[0])) * _MULTIPLIERS[0]
+    words = (words ^ (words >> _SHIFTS[1])) * _MULTIPLIERS[1]
+    return words ^ (words >> _SHIFTS[2])
