@@ -159,6 +159,13 @@ def test_verify_finds_damage_between_the_ends(pair, offset, content, message):
         dataset.verify()
 
 
+def test_verify_finds_a_negative_length_that_adds_up(pair):
+    patch(pair.with_suffix(".idx"), 34 + 4, struct.pack("<2i", -2, 8))
+    patch(pair.with_suffix(".idx"), 50 + 16, struct.pack("<q", 2))
+    with pytest.raises(ValueError, match="sequence 1 of 0 or more tokens, found -2"):
+        IndexedDataset(pair).verify()
+
+
 def test_verify_looks_at_every_one_of_many_sequences(make_dataset):
     dataset = make_dataset([1] * 150_000)
     dataset.verify()
