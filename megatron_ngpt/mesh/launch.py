@@ -1,4 +1,4 @@
-"""Who this process is, from whatever launcher started it; the only reader of ``os.environ``."""
+"""Who this process is, from whatever launcher started it; the only user of ``os.environ``."""
 
 from __future__ import annotations
 
@@ -91,6 +91,9 @@ def pick_device(wanted: str, local_rank: int) -> torch.device:
 
 def start(launch: Launch, device: torch.device) -> None:
     """Join the default process group: gloo for CPU tensors, NCCL for CUDA tensors."""
+    # DeepSpeed reads these two there, whoever launched
+    os.environ["LOCAL_RANK"] = str(launch.local_rank)
+    os.environ["DS_ACCELERATOR"] = device.type
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     if launch.world_size == 1:
         store: dist.Store = dist.HashStore()

@@ -25,6 +25,21 @@ def initial_values(spec: ParameterSpec, seed: int, start: int, stop: int) -> Ten
     return drawn[start - first * BLOCK : stop - first * BLOCK]
 
 
+def initial_box(
+    spec: ParameterSpec, seed: int, offsets: tuple[int, ...], sizes: tuple[int, ...]
+) -> Tensor:
+    """The box of initial values that begins at ``offsets``, before normalisation; fp32 on CPU."""
+    if len(sizes) == 1:
+        return initial_values(spec, seed, offsets[0], offsets[0] + sizes[0])
+    width = spec.shape[1]
+    first, last = offsets[0] * width, (offsets[0] + sizes[0]) * width
+    if sizes[0] == 1:  # part of a row: draw no more than it touches
+        first, last = first + offsets[1], first + offsets[1] + sizes[1]
+        return initial_values(spec, seed, first, last).view(sizes)
+    rows = initial_values(spec, seed, first, last).view(-1, width)
+    return rows[:, offsets[1] : offsets[1] + sizes[1]]
+
+
 def _block(spec: ParameterSpec, seed: int, number: int) -> Tensor:
     key = hashlib.blake2b(f"{seed}/{spec.name}/{number}".encode(), digest_size=8).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(key, "little") >> 1)

@@ -1,0 +1,61 @@
+"""Back to the sphere after each step, on ZeRO's shards, with one all-reduce.
+
+ZeRO cuts vectors apart. Each rank adds up the squares of the pieces it holds, one all-reduce of one
+float per vector makes the sums whole, and each rank scales its own pieces. It runs on the fp32
+masters, after their update and before any low-precision copy is made from them, so both stay on the
+sphere. Tensor parallelism needs no communication: it never splits a vector (see model/spec.py).
+Source: arXiv 2410.01131, section 2.6, step 2.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_ngpt.engine.fragment import Fragment
+
+
+class Projection:
+    """Normalises the vectors of a set of fragments in place.
+
+    Args:
+        fragments: this rank's fragments of the same parameters on every rank, in the same order;
+            free parameters among them are left alone. Empty fragments count.
+        group: the ranks that hold the other pieces, None when every rank holds whole vectors.
+    """
+
+    def __init__(self, fragments: Sequence[Fragment], group: dist.ProcessGroup | None) -> None:
+        self.group = group
+        self.pieces: list[tuple[Tensor, int, slice]] = []
+        self.vectors = 0
+        for fragment in fragments:
+            if fragment.spec.norm_dim is not None:
+                self._add(fragment, fragment.spec.norm_dim)
+        device = fragments[0].flat.device if fragments else None
+        self.squares = torch.zeros(self.vectors, device=device)
+
+    def _add(self, fragment: Fragment, norm_dim: int) -> None:
+        """Note which sums each rectangle of a fragment takes part in."""
+        axis = 1 - norm_dim  # the dimension that counts the vectors
+        for box in fragment.rectangles():
+            first = self.vectors + box.offsets[axis] - fragment.shard.origin[axis]
+            where = slice(first, first + box.sizes[axis])
+            self.pieces.append((box.view(fragment.master), norm_dim, where))
+        self.vectors += fragment.shard.shape[axis]
+
+    @torch.no_grad()
+    def __call__(self) -> None:
+        """Scale every vector to length 1; collective over the group, 4 bytes per vector."""
+        if not self.vectors:
+            return
+        self.squares.zero_()
+        for values, dim, where in self.pieces:
+            self.squares[where] += torch.linalg.vector_norm(values, dim=dim).square()
+        if self.group is not None:
+            dist.all_reduce(self.squares, group=self.group)
+        inverse = self.squares.clamp_min(1e-24).rsqrt()
+        for values, dim, where in self.pieces:
+            values.mul_(inverse[where].unsqueeze(dim))

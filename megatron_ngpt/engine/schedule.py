@@ -1,0 +1,28 @@
+"""Learning rate as a pure function of the step."""
+
+from __future__ import annotations
+
+import math
+
+from megatron_ngpt.config import Config
+
+
+def learning_rate(config: Config, step: int) -> float:
+    """Learning rate of optimizer step ``step`` (0 is the first) of ``train.steps``.
+
+    Warm-up rises linearly and reaches optim.lr at its last step; the decay ends at optim.min_lr
+    with the run's last step.
+    """
+    optim, steps = config.optim, config.train.steps
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    if optim.schedule == "constant":
+        return optim.lr
+    start = optim.warmup_steps
+    if optim.schedule == "wsd":
+        start = max(start, steps - (optim.decay_steps or max(1, steps // 5)))
+    progress = (step - start) / max(1, steps - 1 - start)
+    progress = min(1.0, max(0.0, progress))
+    if optim.schedule == "cosine":
+        progress = 0.5 * (1.0 - math.cos(math.pi * progress))
+    return optim.lr + (optim.min_lr - optim.lr) * progress

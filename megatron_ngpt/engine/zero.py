@@ -1,0 +1,156 @@
+"""Sole home of DeepSpeed: start an engine, find its fp32 shards, refresh its low-precision copies.
+
+Attribute names of DeepSpeed's optimizers are used here and nowhere else. Tested with 0.19.8.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from megatron_ngpt.engine.fragment import Fragment
+from megatron_ngpt.extras import require
+from megatron_ngpt.model.spec import ParameterSpec
+from megatron_ngpt.parallel.shard import Shard
+
+BuildOptimizer = Callable[[Any], torch.optim.Optimizer]
+
+
+def prepare(device: torch.device) -> Any:
+    """Import DeepSpeed for a device, quietly, joined to the existing process group."""
+    deepspeed = require("deepspeed", "", "training")
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", "`torch.distributed.", FutureWarning)  # it calls old names
+    if device.type == "cpu":
+        # its shared-memory collectives would be compiled for half a minute at the first start
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    backend = deepspeed.accelerator.get_accelerator().communication_backend_name()
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+    return deepspeed
+
+
+def construction(deepspeed: Any, settings: dict[str, Any]) -> AbstractContextManager:
+    """Context in which to build the model: at stage 3 parameters are partitioned as they appear."""
+    if settings["zero_optimization"]["stage"] < 3:
+        return nullcontext()
+    # no dtype argument: on CPU, DeepSpeed 0.19.8 would take bf16 whatever it says
+    context: AbstractContextManager = deepspeed.zero.Init(config_dict_or_path=settings)
+    return context
+
+
+def start(
+    deepspeed: Any,
+    model: nn.Module,
+    table: dict[str, ParameterSpec],
+    settings: dict[str, Any],
+    build_optimizer: BuildOptimizer,
+    dtype: torch.dtype,
+) -> Any:
+    """A DeepSpeedEngine around the model, its optimizer made by ``build_optimizer(parameters)``."""
+    if settings["zero_optimization"]["stage"] == 3 and dtype != torch.float32:
+        for name, parameter in model.named_parameters():
+            if not table[name].keeps_fp32:
+                # gather in bf16: half the traffic, and the values are cast at use anyway
+                setattr(parameter, "comm_dtype", dtype)  # noqa: B010 (mypy knows no such attribute)
+
+    def optimizer_once_cast(parameters: Any) -> torch.optim.Optimizer:
+        # DeepSpeed has just cast every parameter to bf16; scaling vectors go back to fp32 before
+        # any optimizer sees them
+        for name, parameter in model.named_parameters():
+            if table[name].keeps_fp32:
+                parameter.data = parameter.data.float()
+        return build_optimizer(parameters)
+
+    engine, *_ = deepspeed.initialize(
+        model=model, optimizer=optimizer_once_cast, config=settings, dist_init_required=False
+    )
+    return engine
+
+
+def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
+    """The torch optimizer that updates the fp32 masters."""
+    optimizer: torch.optim.Optimizer = engine.basic_optimizer
+    return optimizer
+
+
+def fragments(
+    engine: Any, table: dict[str, ParameterSpec], shards: dict[str, Shard]
+) -> list[Fragment]:
+    """This rank's piece of every parameter, in an order all ranks share; empty ones included."""
+    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    found = []
+    for parameter, start, length, flat, offset, group in _pieces(engine):
+        name = names[id(parameter)]
+        found.append(Fragment(table[name], shards[name], start, length, flat, offset, group))
+    return found
+
+
+_Piece = tuple[nn.Parameter, int, int, Tensor, int, int]
+
+
+def _pieces(engine: Any) -> Iterator[_Piece]:
+    stage = engine.zero_optimization_stage()
+    if stage == 0:
+        return _whole(engine.basic_optimizer)
+    return _partitioned(engine.optimizer) if stage == 3 else _replicated(engine.optimizer)
+
+
+def _whole(optimizer: torch.optim.Optimizer) -> Iterator[_Piece]:
+    """Stage 0: the parameters are the masters, each its own flat tensor."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    for number, parameter in enumerate(parameters):
+        yield parameter, 0, parameter.numel(), parameter, 0, number
+
+
+def _replicated(zero: Any) -> Iterator[_Piece]:
+    """Stages 1 and 2: each group is flattened and cut into one partition per rank."""
+    low = getattr(zero, "bit16_groups", None) or zero.bf16_groups
+    high = getattr(zero, "single_partition_of_fp32_groups", None) or zero.fp32_groups_flat_partition
+    for number, (parameters, flat) in enumerate(zip(low, high, strict=True)):
+        for parameter in parameters:
+            mapping = parameter._hp_mapping
+            if mapping is None:
+                yield parameter, 0, 0, flat, 0, number
+            else:
+                here, there = mapping.lp_fragment_address, mapping.hp_fragment_address
+                yield parameter, here.start, here.numel, flat, there.start, number
+
+
+def _partitioned(zero: Any) -> Iterator[_Piece]:
+    """Stage 3: each parameter is cut into one partition per rank, the last ones padded."""
+    for parameters in zero.fp16_groups:
+        for parameter in parameters:
+            number, offset, padded = zero.grad_position[zero.get_param_id(parameter)]
+            rank = torch.distributed.get_rank(group=parameter.ds_process_group)
+            start = min(rank * parameter.ds_tensor.ds_numel, parameter.ds_numel)
+            length = min(padded, parameter.ds_numel - start)
+            yield (
+                parameter, start, length, zero.fp32_partitioned_groups_flat[number], offset, number
+            )  # fmt: skip
+
+
+def refresh_copies(engine: Any) -> None:
+    """Make every parameter what its masters say, after they were written from outside."""
+    stage, zero = engine.zero_optimization_stage(), engine.optimizer
+    if stage in (1, 2):
+        zero.update_lp_params()
+    elif stage == 3:
+        for number in range(len(zero.fp16_groups)):
+            zero._reassign_or_swap_out_partitioned_parameters(number)
+        small = zero.persistent_parameters  # stay gathered: let go and gather anew
+        if small:
+            small[0].partition(small)
+            small[0].all_gather(small)
+
+
+def full_gradient(parameter: nn.Parameter) -> Tensor:
+    """Whole averaged fp32 gradient after backward, before the step; collective at stages 1 to 3."""
+    utilities = require("deepspeed.utils", "", "training")
+    gradient: Tensor = utilities.safe_get_full_grad(parameter)
+    return gradient.float()
