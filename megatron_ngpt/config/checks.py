@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from operator import attrgetter
 
+from megatron_ngpt.config.deepspeed import deepspeed_config
 from megatron_ngpt.config.tree import Config
 
 
 def check(config: Config) -> None:
     """Raise one ValueError that lists every impossible setting, each with the way out."""
-    problems = [*_positive(config), *_model(config), *_optim(config), *_run(config)]
+    problems = [*_positive(config), *_model(config), *_optim(config), *_engine(config)]
+    problems += _run(config)
     if problems:
         raise ValueError("impossible configuration:\n" + "\n".join(f"  - {p}" for p in problems))
 
 
 def check_batch(config: Config, dp: int) -> None:
-    """Raise ValueError unless the global batch divides into dp ranks and micro-batches."""
+    """Raise ValueError unless dp ranks can start: the batch divides, the overrides can be merged.
+
+    A saved configuration is also read where none of this matters (generation), so it is apart from
+    :func:`check`.
+    """
     unit = config.train.micro_batch * dp
     if config.train.global_batch % unit:
         raise ValueError(
@@ -24,27 +30,29 @@ def check_batch(config: Config, dp: int) -> None:
             f"train.micro_batch * dp = {config.train.micro_batch} * {dp} = {unit}: "
             "change one of them or the number of processes"
         )
+    deepspeed_config(config, dp)
 
 
-_AT_LEAST: dict[str, dict[str, float]] = {
-    "model": dict(width=1, layers=1, heads=1, kv_heads=1, head_dim=2, ffn_width=1, vocab_size=2),
-    "parallel": dict(tp=1, pp=1, cp=1),
-    "optim": dict(lr=0, min_lr=0, warmup_steps=0, decay_steps=0, weight_decay=0, grad_clip=0),
-    "data": dict(seq_len=1, prefetch=0),
-    "train": dict(steps=1, global_batch=1, micro_batch=1, stop_at=0, seed=0),
-    "checkpoint": dict(every=0, keep=0),
-    "eval": dict(every=0, steps=1),
-    "logging": dict(every=1),
+_AT_LEAST: dict[str, float] = {
+    **{f"model.{name}": 1 for name in ("width", "layers", "heads", "kv_heads", "ffn_width")},
+    **{"model.head_dim": 2, "model.vocab_size": 2, "model.rope_theta": 1},
+    **{f"model.{name}": 0 for name in ("init_std", "norm_eps")},
+    **{f"parallel.{name}": 1 for name in ("tp", "pp", "cp")},
+    **{f"optim.{name}": 0 for name in ("lr", "min_lr", "warmup_steps", "decay_steps", "eps")},
+    **{f"optim.{name}": 0 for name in ("weight_decay", "grad_clip")},
+    **{"data.seq_len": 1, "data.prefetch": 0},
+    **{f"train.{name}": 1 for name in ("steps", "global_batch", "micro_batch")},
+    **{f"train.{name}": 0 for name in ("stop_at", "seed")},
+    **{"checkpoint.every": 0, "checkpoint.keep": 0},
+    **{"eval.every": 0, "eval.steps": 1, "logging.every": 1},
 }
 
 
 def _positive(config: Config) -> Iterator[str]:
-    for section, bounds in _AT_LEAST.items():
-        values: Any = getattr(config, section)
-        for name, bound in bounds.items():
-            value = getattr(values, name)
-            if not value >= bound:
-                yield f"{section}.{name} = {value}: must be at least {bound:g}"
+    for name, bound in _AT_LEAST.items():
+        value = attrgetter(name)(config)
+        if not value >= bound:
+            yield f"{name} = {value}: must be at least {bound:g}"
 
 
 def _model(config: Config) -> Iterator[str]:
@@ -79,6 +87,17 @@ def _optim(config: Config) -> Iterator[str]:
         )
     if not all(0 <= beta < 1 for beta in optim.betas):
         yield f"optim.betas = {list(optim.betas)}: both must be in [0, 1)"
+
+
+def _engine(config: Config) -> Iterator[str]:
+    engine = config.engine
+    if engine.attention == "flash" and config.train.dtype == "fp32":
+        yield (
+            "engine.attention = flash needs train.dtype = bf16, not fp32: change one of them or "
+            "set engine.attention to auto"
+        )
+    if engine.attention == "flash" and engine.device == "cpu":
+        yield "engine.attention = flash needs a GPU, not engine.device = cpu: set it to auto"
 
 
 def _run(config: Config) -> Iterator[str]:

@@ -2,25 +2,75 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import dataclasses
+import difflib
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from megatron_ngpt.config.checks import check
+from megatron_ngpt.config.model import ModelConfig
 from megatron_ngpt.config.tree import Config
+
+
+class _Parser(ArgumentParser):
+    """Says which key an unknown one may have meant."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        options = [o[2:] for a in self._actions for o in a.option_strings if "." in o]
+        super().error(message + _hint(message, options), ex)
+
+
+# the ways in which jsonargparse words an unknown option and an unknown YAML key
+_UNKNOWN = re.compile(
+    r"unrecognized arguments: --([\w.]+)"
+    r"|Group '([\w.]+)' does not accept option '([\w.]+)'"
+    r"|Option '([\w.]+)' is not accepted"
+)
+
+
+def _hint(message: str, keys: Sequence[str]) -> str:
+    """Another line for an error message when it is about a key that resembles known ones."""
+    found = _UNKNOWN.search(message)
+    if not found:
+        return ""
+    key = ".".join(word for word in found.groups() if word)
+    close = [k for k in keys if k.endswith(f".{key}")] or difflib.get_close_matches(key, keys, 1)
+    return f"\n  did you mean --{' or --'.join(close)}?" if close else ""
 
 
 def parser() -> ArgumentParser:
     """The parser behind ``--help``: one option per field, its docstring as help text."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    made = ArgumentParser(
-        description=Config.__doc__, usage="%(prog)s --config FILE.yaml [--section.field VALUE ...]"
+    made = _Parser(
+        description=Config.__doc__,
+        usage="%(prog)s --config FILE.yaml [--section.field VALUE ...]",
+        allow_abbrev=False,
     )
     made.add_argument("--config", action="config", help="YAML file; later options win over it")
     made.add_class_arguments(Config, as_group=False)
+    made.set_defaults(_as_written(ModelConfig, "model."))
     return made
+
+
+def _as_written(section: type, at: str) -> dict[str, Any]:
+    """Defaults of a section by dotted name, as its class states them.
+
+    An instance of ModelConfig has its zeros filled in for the default width; as defaults they would
+    stay behind when another width is asked for.
+    """
+    found: dict[str, Any] = {}
+    for field in dataclasses.fields(section):
+        if callable(field.default_factory):
+            values = dataclasses.asdict(field.default_factory())
+            found |= {f"{at}{field.name}.{name}": value for name, value in values.items()}
+        else:
+            found[at + field.name] = field.default
+    return found
 
 
 def parse_config(argv: Sequence[str]) -> Config:
@@ -31,6 +81,8 @@ def parse_config(argv: Sequence[str]) -> Config:
     """
     command = parser()
     namespace = command.parse_args(list(argv))
+    for problem in _gaps(namespace.as_dict(), Config().to_dict()):
+        command.error(problem)
     values = command.instantiate_classes(namespace)
     config = Config(**{name: values[name] for name in Config.__dataclass_fields__})
     try:
@@ -38,6 +90,19 @@ def parse_config(argv: Sequence[str]) -> Config:
     except ValueError as err:
         command.error(str(err))
     return config
+
+
+def _gaps(values: Mapping[str, Any], shape: Mapping[str, Any], at: str = "") -> Iterator[str]:
+    """Keys without a value, and values where a section belongs: YAML can hold both."""
+    for key, expected in shape.items():
+        value, name = values[key], at + key
+        if not isinstance(expected, dict):
+            if value is None:
+                yield f"{name} has no value: give it one or leave the line out"
+        elif isinstance(value, dict):
+            yield from _gaps(value, expected, f"{name}.")
+        else:
+            yield f"{name} = {value}: is a section, not a value: write {name}.FIELD"
 
 
 def load_config(path: str | Path, *overrides: str) -> Config:

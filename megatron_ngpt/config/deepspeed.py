@@ -87,7 +87,12 @@ def _merge(into: dict[str, Any], over: dict[str, Any], path: str, at: str = "") 
                 f"engine.deepspeed_overrides = {path} sets {name}, which belongs to "
                 f"{_OWNED[name]}: remove it there and set that instead"
             )
-        if isinstance(value, dict) and isinstance(into.get(key), dict):
+        if not isinstance(into.get(key), dict):
+            into[key] = value
+        elif isinstance(value, dict):
             _merge(into[key], value, path, f"{name}.")
         else:
-            into[key] = value
+            raise ValueError(
+                f"engine.deepspeed_overrides = {path} sets {name} = {value}, which is a section: "
+                "name the keys inside it"
+            )
