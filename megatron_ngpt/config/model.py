@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 
@@ -20,6 +20,10 @@ class ScaleConfig:
 
     scale: float = 0.0
     """Value of the stored parameter at the start; 0 means 1 / sqrt(model.width)."""
+
+
+SCALES = ("alpha_attention", "alpha_mlp", "s_qk", "s_uv", "s_z")
+"""The fields of :class:`ModelConfig` that are scaling vectors."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,17 +80,20 @@ class ModelConfig:
     """Scale of the logits, one per token id."""
 
     def __post_init__(self) -> None:
-        """Replace every "0 means ..." by its value, once, so that code reads plain numbers."""
-        fill = {
+        """Replace every "0 means ..." by its value, once, so that code reads plain numbers.
+
+        ``dataclasses.replace`` therefore keeps derived values: set them to 0 to derive them anew.
+        """
+        derived: dict[str, object] = {
             "kv_heads": self.kv_heads or self.heads,
             "head_dim": self.head_dim or self.width // max(self.heads, 1),
             "ffn_width": self.ffn_width or 4 * self.width,
             "init_std": self.init_std or (self.width**-0.5 if self.is_ngpt else 0.02),
         }
-        for name in ("alpha_attention", "alpha_mlp", "s_qk", "s_uv", "s_z"):
+        for name in SCALES:
             scale: ScaleConfig = getattr(self, name)
-            fill[name] = ScaleConfig(init=scale.init, scale=scale.scale or self.width**-0.5)
-        for name, value in fill.items():
+            derived[name] = replace(scale, scale=scale.scale or self.width**-0.5)
+        for name, value in derived.items():
             object.__setattr__(self, name, value)
 
     @property

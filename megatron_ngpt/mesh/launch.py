@@ -112,7 +112,7 @@ def finish(code: int = 0) -> None:
     Gloo's threads may still want the interpreter's lock while Python finalises, which aborts a
     process whose work is done (exit code -6); a scheduler must never see that.
     """
-    if dist.is_initialized():
+    if code == 0 and dist.is_initialized():  # after a failure the others may never answer
         dist.destroy_process_group()
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,0 +1,183 @@
+"""Storage for torch.distributed.checkpoint: safetensors files and a JSON index."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.planner import (
+    LoadPlan,
+    LoadPlanner,
+    ReadItem,
+    SavePlan,
+    SavePlanner,
+    WriteItem,
+)
+from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
+from torch.futures import Future
+
+from megatron_ngpt.engine.checkpoint.index import (
+    Location,
+    facts_of,
+    read_index,
+    to_metadata,
+    write_index,
+)
+
+FILE_BYTES = 1 << 30
+"""A rank starts a new file after this many bytes: what serialising needs at a time."""
+
+
+class Writer(StorageWriter):
+    """Writes this rank's boxes into ``folder`` and, on the coordinator, the index.
+
+    Args:
+        folder: existing folder; nothing in it is overwritten by another rank's name.
+        rank: number used in this rank's file names.
+        whole: called on the coordinator when every rank's files and the index are written.
+    """
+
+    def __init__(self, folder: Path, rank: int, whole: Callable[[], None]) -> None:
+        super().__init__()
+        self.folder, self.rank, self.whole = folder, rank, whole
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Nothing to reset: a writer serves one checkpoint."""
+
+    def set_up_storage_writer(self, is_coordinator: bool, *args: Any, **kwargs: Any) -> None:
+        """Nothing to set up."""
+
+    def prepare_local_plan(self, plan: SavePlan) -> SavePlan:
+        """Leave the plan as it is."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
+        """Leave the plans as they are."""
+        return plans
+
+    def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
+        """Write the plan's boxes, a file at a time, each synced to disk."""
+        results: list[WriteResult] = []
+        for number, items in enumerate(_batches(plan.items)):
+            results += self._write_file(
+                f"rank_{self.rank:05d}_{number}.safetensors", items, planner
+            )
+        return _done(results)
+
+    def _write_file(
+        self, name: str, items: list[WriteItem], planner: SavePlanner
+    ) -> list[WriteResult]:
+        tensors: dict[str, Tensor] = {}
+        for item in items:
+            values = planner.resolve_data(item)
+            assert isinstance(values, Tensor)
+            tensors[_key(item.index)] = values.detach().cpu().contiguous()
+        path = self.folder / name
+        save_file(tensors, path)
+        with path.open("rb") as stream:
+            os.fsync(stream.fileno())
+        facts = facts_of(path)
+        return [
+            WriteResult(item.index, _bytes(item), Location(name, _key(item.index), facts))
+            for item in items
+        ]
+
+    def finish(self, metadata: Metadata, results: list[list[WriteResult]]) -> None:
+        """On the coordinator, when all ranks have written."""
+        located = {r.index: r.storage_data for of_rank in results for r in of_rank}
+        write_index(self.folder, metadata, located)
+        self.whole()
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        """Only a Writer made by hand is used."""
+        return False
+
+
+def _key(index: MetadataIndex) -> str:
+    assert index.offset is not None
+    return f"{index.fqn}@{','.join(map(str, index.offset))}"
+
+
+def _bytes(item: WriteItem) -> int:
+    assert item.tensor_data is not None
+    return item.tensor_data.chunk.sizes.numel() * item.tensor_data.properties.dtype.itemsize
+
+
+def _batches(items: list[WriteItem]) -> Iterator[list[WriteItem]]:
+    batch: list[WriteItem] = []
+    size = 0
+    for item in items:
+        if batch and size + _bytes(item) > FILE_BYTES:
+            yield batch
+            batch, size = [], 0
+        batch.append(item)
+        size += _bytes(item)
+    if batch:
+        yield batch
+
+
+def _done(value: Any) -> Future[Any]:
+    future: Future[Any] = Future()
+    future.set_result(value)
+    return future
+
+
+class Reader(StorageReader):
+    """Reads from each file no more than the wanted boxes."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+        self.located: dict[MetadataIndex, Location] = {}
+
+    def reset(self, checkpoint_id: Any = None) -> None:
+        """Nothing to reset: a reader serves one checkpoint."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        """The index."""
+        return to_metadata(read_index(self.folder))
+
+    def set_up_storage_reader(
+        self, metadata: Metadata, is_coordinator: bool, *args: Any, **kwargs: Any
+    ) -> None:
+        """Keep where each box lies."""
+        self.located = metadata.storage_data
+
+    def prepare_local_plan(self, plan: LoadPlan) -> LoadPlan:
+        """Leave the plan as it is."""
+        return plan
+
+    def prepare_global_plan(self, plans: list[LoadPlan]) -> list[LoadPlan]:
+        """Leave the plans as they are."""
+        return plans
+
+    def read_data(self, plan: LoadPlan, planner: LoadPlanner) -> Future[None]:
+        """Copy every overlap, file by file."""
+        by_file: dict[str, list[ReadItem]] = {}
+        for item in plan.items:
+            by_file.setdefault(self.located[item.storage_index].file, []).append(item)
+        for name, items in by_file.items():
+            with safe_open(self.folder / name, "pt") as stored:
+                for item in items:
+                    self._copy(stored, item, planner)
+        return _done(None)
+
+    @torch.no_grad()
+    def _copy(self, stored: Any, item: ReadItem, planner: LoadPlanner) -> None:
+        key = self.located[item.storage_index].key
+        window = zip(item.storage_offsets, item.lengths, strict=True)
+        values = stored.get_slice(key)[tuple(slice(at, at + size) for at, size in window)]
+        planner.resolve_tensor(item).copy_(values)
+
+    @classmethod
+    def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:
+        """Only a Reader made by hand is used."""
+        return False

@@ -1,0 +1,89 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import math
+import time
+
+from torch import Tensor
+
+from megatron_ngpt.config import Config
+from megatron_ngpt.data.corpus import TokenRange
+from megatron_ngpt.data.loader import Batch, eval_batches, train_loader
+from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer, Progress
+from megatron_ngpt.engine.engine import Engine
+from megatron_ngpt.engine.schedule import learning_rate
+from megatron_ngpt.train.metrics import RunLog
+
+
+def train(config: Config, engine: Engine, corpus: TokenRange, valid: TokenRange | None) -> Progress:
+    """Train from the newest checkpoint, or from the start, to train.steps or train.stop_at.
+
+    Raises:
+        FloatingPointError: the loss or the gradient is no longer finite.
+    """
+    checkpointer = Checkpointer(config, engine)
+    progress = checkpointer.resume()
+    last = config.train.stop_at or config.train.steps
+    samples = progress.tokens // config.data.seq_len  # seq_len may have changed since
+    dp, dp_rank = engine.mesh.degrees.dp, engine.mesh.index("dp")
+    loader = train_loader(
+        config, corpus, dp=dp, dp_rank=dp_rank, consumed=samples, pin=_pin(engine)
+    )
+    with loader, RunLog(config, progress.step, enabled=engine.mesh.rank == 0) as log:
+        while progress.step < last:
+            started = time.perf_counter()
+            batch, _ = next(loader)
+            lr = learning_rate(config, progress.step)
+            result = engine.train_step(*_to_device(batch, engine), lr)
+            seconds = time.perf_counter() - started
+            step_tokens = config.train.global_batch * config.data.seq_len
+            progress = Progress(progress.step + 1, progress.tokens + step_tokens)
+            record = {
+                "step": progress.step,
+                "loss": result.loss,
+                "grad_norm": result.grad_norm,
+                "lr": lr,
+                "tokens": progress.tokens,
+                "tokens_per_second": step_tokens / seconds,
+                "step_seconds": seconds,
+            }
+            _check_finite(record)
+            if valid is not None and _due(progress.step, config.eval.every, last):
+                record["valid_loss"] = evaluate(config, engine, valid)
+            log.step(record)
+            if _due(progress.step, config.checkpoint.every or last, last):
+                checkpointer.save(progress)
+    checkpointer.close()
+    return progress
+
+
+def evaluate(config: Config, engine: Engine, valid: TokenRange) -> float:
+    """Mean validation loss over eval.steps global batches, always the same ones."""
+    dp, dp_rank = engine.mesh.degrees.dp, engine.mesh.index("dp")
+    batches = eval_batches(config, valid, dp=dp, dp_rank=dp_rank, pin=_pin(engine))
+    losses = [engine.evaluate(*_to_device(batch, engine)) for batch in batches]
+    return sum(losses) / len(losses)
+
+
+def _due(step: int, every: int, last: int) -> bool:
+    return every > 0 and (step % every == 0 or step == last)
+
+
+def _pin(engine: Engine) -> bool:
+    return engine.mesh.device.type == "cuda"
+
+
+def _to_device(batch: Batch, engine: Engine) -> tuple[Tensor, Tensor]:
+    device = engine.mesh.device
+    tokens = batch.tokens.to(device, non_blocking=True)
+    return tokens, batch.targets.to(device, non_blocking=True)
+
+
+def _check_finite(record: dict[str, float]) -> None:
+    for name in ("loss", "grad_norm"):
+        if not math.isfinite(record[name]):
+            raise FloatingPointError(
+                f"{name} is {record[name]} at step {record['step']}: lower optim.lr or "
+                "optim.grad_clip and start again; the run resumes from its newest checkpoint"
+            )

@@ -1,0 +1,161 @@
+"""What a run tells while it runs: metrics.jsonl, a progress bar or lines, optional sinks."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from tqdm import tqdm
+
+from megatron_ngpt.config import Config, save_config
+from megatron_ngpt.extras import require
+
+Record = dict[str, float]
+Sink = Callable[[Record], None]
+
+
+class RunLog:
+    """Writes each step's record; does nothing on ranks where it is not enabled.
+
+    ``metrics.jsonl`` holds one object per step: step, loss, grad_norm, lr, tokens,
+    tokens_per_second, step_seconds, and valid_loss where the step was evaluated. Steps after
+    ``resumed_at``, written by an attempt that died, are dropped from it.
+    """
+
+    def __init__(self, config: Config, resumed_at: int, *, enabled: bool) -> None:
+        self.config, self.enabled = config, enabled
+        self.sinks: list[Sink] = []
+        self.closers: list[Callable[[], None]] = []
+        if not enabled:
+            return
+        folder = Path(config.logging.dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_config(config, folder / "config.yaml")
+        self._add_jsonl(folder / "metrics.jsonl", resumed_at)
+        if config.logging.tensorboard:
+            self._add_tensorboard(folder / "tensorboard")
+        if config.logging.wandb_project:
+            self._add_wandb(config.logging.wandb_project)
+        self._add_progress(resumed_at)
+
+    def step(self, record: Record) -> None:
+        """Hand one step's record to every sink."""
+        for sink in self.sinks:
+            sink(record)
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for close in self.closers:
+            close()
+
+    def _add_jsonl(self, path: Path, resumed_at: int) -> None:
+        _drop_after(path, resumed_at)
+        stream = path.open("a", encoding="utf-8")
+
+        def write(record: Record) -> None:
+            stream.write(json.dumps(record) + "\n")
+            stream.flush()
+
+        self.sinks.append(write)
+        self.closers.append(stream.close)
+
+    def _add_tensorboard(self, folder: Path) -> None:
+        board = require("torch.utils.tensorboard", "logging", "logging.tensorboard = true")
+        writer = board.SummaryWriter(str(folder))
+
+        def write(record: Record) -> None:
+            for name, value in record.items():
+                writer.add_scalar(name, value, int(record["step"]))
+
+        self.sinks.append(write)
+        self.closers.append(writer.close)
+
+    def _add_wandb(self, project: str) -> None:
+        wandb = require("wandb", "logging", f"logging.wandb_project = {project}")
+        run = wandb.init(project=project, config=self.config.to_dict(), dir=self.config.logging.dir)
+        self.sinks.append(lambda record: run.log(record, step=int(record["step"])))
+        self.closers.append(run.finish)
+
+    def _add_progress(self, resumed_at: int) -> None:
+        steps = self.config.train.steps
+        if resumed_at:
+            print(f"resumed at step {resumed_at} of {steps}", flush=True)
+        if sys.stderr.isatty():
+            bar = tqdm(total=steps, initial=resumed_at, unit="step", dynamic_ncols=True)
+            self.sinks.append(_Bar(bar))
+            self.closers.append(bar.close)
+        else:
+            self.sinks.append(_Lines(steps, self.config.logging.every))
+
+
+class _Bar:
+    """tqdm bar with loss and speed; evaluations stay above it."""
+
+    def __init__(self, bar: Any) -> None:
+        self.bar = bar
+
+    def __call__(self, record: Record) -> None:
+        if "valid_loss" in record:
+            self.bar.write(_line(record, self.bar.total))
+        self.bar.set_postfix_str(
+            f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s", refresh=False
+        )
+        self.bar.update(1)
+
+
+class _Lines:
+    """One line every few steps, and for every evaluation."""
+
+    def __init__(self, steps: int, every: int) -> None:
+        self.steps, self.every = steps, every
+        self.started, self.done = time.monotonic(), 0
+
+    def __call__(self, record: Record) -> None:
+        self.done += 1
+        step = int(record["step"])
+        if step % self.every == 0 or step == self.steps or "valid_loss" in record:
+            left = (time.monotonic() - self.started) / self.done * (self.steps - step)
+            print(f"{_line(record, self.steps)}, {_clock(left)} left", flush=True)
+
+
+def _line(record: Record, steps: int) -> str:
+    words = [f"step {int(record['step'])}/{steps}", f"loss {record['loss']:.4f}"]
+    if "valid_loss" in record:
+        words.append(f"valid_loss {record['valid_loss']:.4f}")
+    words += [f"lr {record['lr']:.2e}", f"{record['tokens_per_second']:,.0f} tokens/s"]
+    return ", ".join(words)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(int(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}"
+
+
+def _drop_after(path: Path, step: int) -> None:
+    """Keep the records up to a step; a half-written last line goes too."""
+    if not path.exists():
+        return
+    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _upto(line, step)]
+    shorter = path.with_name(f".{path.name}")
+    shorter.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    shorter.rename(path)
+
+
+def _upto(line: str, step: int) -> bool:
+    try:
+        return bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError):
+        return False

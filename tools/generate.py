@@ -1,0 +1,84 @@
+"""Continue a prompt with a checkpoint: python tools/generate.py --checkpoint DIR --prompt TEXT"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+from megatron_ngpt.config import Config, load_config
+from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
+from megatron_ngpt.engine.checkpoint.checkpointer import checkpoints, load_weights
+from megatron_ngpt.model.ngpt import NGPT
+from megatron_ngpt.model.spec import parameter_table
+from megatron_ngpt.train.generate import generate
+
+
+def main() -> int:
+    """Print each prompt with its continuation; 2 when something asked for is not there."""
+    options = _options()
+    try:
+        checkpoint = find(options.checkpoint)
+        config = load_config(checkpoint / "config.yaml")
+        tokenizer = SentencePieceTokenizer(options.tokenizer or config.data.tokenizer)
+        model = load_model(checkpoint, config, torch.device(options.device))
+        for number, prompt in enumerate(options.prompt):
+            ids = tokenizer.encode(prompt)
+            made = generate(
+                model,
+                ids,
+                length=options.length,
+                temperature=options.temperature,
+                top_p=options.top_p,
+                seed=options.seed + number,
+                stop=tokenizer.eos_id,
+            )
+            print(tokenizer.decode([*ids, *made]), flush=True)
+            print("-" * 72)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as err:
+        print(f"generate.py: {err}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def find(folder: Path) -> Path:
+    """A checkpoint itself, or the newest one in a folder of checkpoints or a run's folder."""
+    if (folder / "index.json").is_file():
+        return folder
+    for place in (folder, folder / "checkpoints"):
+        if found := checkpoints(place):
+            return found[0]
+    raise FileNotFoundError(f"--checkpoint {folder}: there is no complete checkpoint in it")
+
+
+def load_model(checkpoint: Path, config: Config, device: torch.device) -> NGPT:
+    """The model with a checkpoint's fp32 weights, ready for inference."""
+    table = parameter_table(config.model)
+    weights = load_weights(checkpoint, {name: spec.shape for name, spec in table.items()})
+    with torch.device("meta"):
+        model = NGPT(config.model)
+    model.load_state_dict(weights, assign=True)
+    return model.to(device).eval()
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument(
+        "--checkpoint", type=Path, required=True, help="checkpoint, or folder of some"
+    )
+    parser.add_argument("--prompt", nargs="+", required=True, help="texts to continue")
+    parser.add_argument("--tokenizer", default="", help="SentencePiece model, if not the run's own")
+    parser.add_argument("--length", type=int, default=100, help="most tokens to add")
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="0 takes the likeliest token"
+    )
+    parser.add_argument("--top-p", type=float, default=0.95, help="nucleus sampling")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
