@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Run the tests in an environment of their own: bash tests/run.sh [--slow | --all] [pytest options]
+#
+#   (none)   the fast tests, a few minutes
+#   --slow   only the tests marked slow
+#   --all    both
+#
+# ACTIVE_ENV=1 uses the active environment instead of .venv.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+. tools/venv.sh
+enter_environment dev
+
+marks="not slow and not gpu"
+case "${1:-}" in
+  --slow) marks="slow and not gpu"; shift ;;
+  --all) marks="not gpu"; shift ;;
+esac
+# one thread per process: tests start several, and sums must not depend on the machine
+export OMP_NUM_THREADS=1
+exec python -m pytest -m "$marks" "$@"
