@@ -84,15 +84,16 @@ class ModelConfig:
 
         ``dataclasses.replace`` therefore keeps derived values: set them to 0 to derive them anew.
         """
+        width = max(self.width, 1)  # config.checks tells of an impossible one
         derived: dict[str, object] = {
             "kv_heads": self.kv_heads or self.heads,
             "head_dim": self.head_dim or self.width // max(self.heads, 1),
             "ffn_width": self.ffn_width or 4 * self.width,
-            "init_std": self.init_std or (self.width**-0.5 if self.is_ngpt else 0.02),
+            "init_std": self.init_std or (width**-0.5 if self.is_ngpt else 0.02),
         }
         for name in SCALES:
             scale: ScaleConfig = getattr(self, name)
-            derived[name] = replace(scale, scale=scale.scale or self.width**-0.5)
+            derived[name] = replace(scale, scale=scale.scale or width**-0.5)
         for name, value in derived.items():
             object.__setattr__(self, name, value)
 

@@ -1,0 +1,69 @@
+import json
+from dataclasses import replace
+
+import pytest
+
+from megatron_ngpt.config import Config, EngineConfig, TrainConfig, check, check_batch
+
+IMPOSSIBLE = {
+    "--model.width 0": ["model.width = 0", "at least 1"],
+    "--model.layers 0": ["model.layers = 0", "at least 1"],
+    "--model.width 100 --model.heads 3": ["model.width = 100", "model.heads = 3", "model.head_dim"],
+    "--model.head_dim 7": ["model.head_dim = 7", "even"],
+    "--model.heads 8 --model.kv_heads 3": ["model.kv_heads = 3", "model.heads = 8"],
+    "--model.rope_theta 0": ["model.rope_theta = 0", "at least 1"],
+    "--optim.lr -1": ["optim.lr = -1", "at least 0"],
+    "--optim.eps -1": ["optim.eps = -1", "at least 0"],
+    "--optim.lr 1e-4 --optim.min_lr 1e-3": ["optim.min_lr = 0.001", "optim.lr = 0.0001", "lower"],
+    "--optim.warmup_steps 11 --train.steps 10": [
+        "optim.warmup_steps = 11", "train.steps = 10", "shorten",
+    ],
+    "--optim.schedule wsd --optim.warmup_steps 4 --optim.decay_steps 7 --train.steps 10": [
+        "decay_steps = 11", "train.steps = 10", "shorten",
+    ],
+    "--optim.betas [0.9,1.0]": ["optim.betas = [0.9, 1.0]", "[0, 1)"],
+    "--train.steps 0": ["train.steps = 0", "at least 1"],
+    "--train.micro_batch 0": ["train.micro_batch = 0", "at least 1"],
+    "--train.stop_at 11 --train.steps 10": ["train.stop_at = 11", "train.steps = 10", "set 0"],
+    "--data.valid_fraction 1": ["data.valid_fraction = 1", "[0, 1)"],
+    "--data.seq_len 0": ["data.seq_len = 0", "at least 1"],
+    "--parallel.tp 2": ["parallel.tp = 2", "set parallel.tp to 1"],
+    "--parallel.pp 2": ["parallel.pp = 2", "set parallel.pp to 1"],
+    "--parallel.cp 2": ["parallel.cp = 2", "set parallel.cp to 1"],
+    "--engine.attention flash": ["engine.attention = flash", "train.dtype = bf16", "fp32", "auto"],
+    "--engine.attention flash --train.dtype bf16 --engine.device cpu": [
+        "engine.attention = flash", "engine.device = cpu", "auto",
+    ],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", IMPOSSIBLE)
+def test_impossible_setting_is_refused_with_value_and_way_out(refused, words):
+    message = refused(*words.split())
+    assert all(part in message for part in IMPOSSIBLE[words]), message
+
+
+def test_every_problem_is_told_at_once(refused):
+    message = refused("--train.steps", "0", "--optim.lr", "-1", "--parallel.tp", "2")
+    assert all(key in message for key in ("train.steps = 0", "optim.lr = -1", "parallel.tp = 2"))
+
+
+def test_defaults_are_possible():
+    check(Config())
+    check_batch(Config(), dp=8)
+
+
+def test_batch_must_divide_over_ranks():
+    config = Config(train=TrainConfig(global_batch=12, micro_batch=2))
+    check_batch(config, dp=3)
+    with pytest.raises(ValueError, match=r"global_batch = 12 .* 2 \* 4 = 8: change one"):
+        check_batch(config, dp=4)
+
+
+def test_bad_overrides_are_found_before_anything_starts(tmp_path):
+    path = tmp_path / "overrides.json"
+    path.write_text(json.dumps({"train_batch_size": 8}))
+    config = replace(Config(), engine=EngineConfig(deepspeed_overrides=str(path)))
+    check(config)  # a saved configuration stays readable where the file does not matter
+    with pytest.raises(ValueError, match=r"overrides\.json sets train_batch_size"):
+        check_batch(config, dp=1)
