@@ -18,10 +18,10 @@ def learning_rate(config: Config, step: int) -> float:
         return optim.lr * (step + 1) / optim.warmup_steps
     if optim.schedule == "constant":
         return optim.lr
-    start = optim.warmup_steps
+    peak = max(0, optim.warmup_steps - 1)  # the last step at optim.lr
     if optim.schedule == "wsd":
-        start = max(start, steps - (optim.decay_steps or max(1, steps // 5)))
-    progress = (step - start) / max(1, steps - 1 - start)
+        peak = max(peak, steps - 1 - (optim.decay_steps or max(1, steps // 5)))
+    progress = (step - peak) / max(1, steps - 1 - peak)
     progress = min(1.0, max(0.0, progress))
     if optim.schedule == "cosine":
         progress = 0.5 * (1.0 - math.cos(math.pi * progress))

@@ -49,7 +49,9 @@ def read_launch(environ: Mapping[str, str] | None = None) -> Launch:
     env = os.environ if environ is None else environ
     for launcher, (rank, size, local) in _VARIABLES.items():
         if rank in env and size in env:
-            found = Launch(int(env[rank]), int(env[size]), int(env.get(local, 0)))
+            # srun --mpi=pmi2 sets PMI's rank and size but not its local rank
+            on_host = env.get(local) or env.get("SLURM_LOCALID") or 0
+            found = Launch(int(env[rank]), int(env[size]), int(on_host))
             return found if found.world_size == 1 else _with_address(found, env, launcher)
     return Launch()
 
