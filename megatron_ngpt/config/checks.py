@@ -11,8 +11,10 @@ from megatron_ngpt.config.tree import Config
 
 def check(config: Config) -> None:
     """Raise one ValueError that lists every impossible setting, each with the way out."""
-    problems = [*_positive(config), *_model(config), *_optim(config), *_engine(config)]
-    problems += _run(config)
+    # the second kind reckons with values of which the first kind makes sure
+    problems = list(_positive(config)) or [
+        *_model(config), *_optim(config), *_engine(config), *_run(config)
+    ]  # fmt: skip
     if problems:
         raise ValueError("impossible configuration:\n" + "\n".join(f"  - {p}" for p in problems))
 

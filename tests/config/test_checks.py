@@ -8,6 +8,7 @@ from megatron_ngpt.config import Config, EngineConfig, TrainConfig, check, check
 IMPOSSIBLE = {
     "--model.width 0": ["model.width = 0", "at least 1"],
     "--model.layers 0": ["model.layers = 0", "at least 1"],
+    "--model.heads 0": ["model.heads = 0", "at least 1"],
     "--model.width 100 --model.heads 3": ["model.width = 100", "model.heads = 3", "model.head_dim"],
     "--model.head_dim 7": ["model.head_dim = 7", "even"],
     "--model.heads 8 --model.kv_heads 3": ["model.kv_heads = 3", "model.heads = 8"],
@@ -44,8 +45,10 @@ def test_impossible_setting_is_refused_with_value_and_way_out(refused, words):
 
 
 def test_every_problem_is_told_at_once(refused):
-    message = refused("--train.steps", "0", "--optim.lr", "-1", "--parallel.tp", "2")
-    assert all(key in message for key in ("train.steps = 0", "optim.lr = -1", "parallel.tp = 2"))
+    message = refused("--train.steps", "0", "--optim.lr", "-1")
+    assert all(key in message for key in ("train.steps = 0", "optim.lr = -1"))
+    message = refused("--model.kv_heads", "3", "--parallel.tp", "2")
+    assert all(key in message for key in ("model.kv_heads = 3", "parallel.tp = 2"))
 
 
 def test_defaults_are_possible():
