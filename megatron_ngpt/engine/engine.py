@@ -120,7 +120,7 @@ class Engine:
         """Bring every copy in line after masters were written; collective."""
         if project:
             for projection in self.projections.values():
-                projection()
+                projection.alike()
         zero.refresh_copies(self.deepspeed)
 
     def train_step(self, tokens: Tensor, targets: Tensor, lr: float) -> StepResult:

@@ -33,6 +33,18 @@ def test_a_master_and_its_rounded_copy_are_the_same_computation():
     assert torch.equal(master(tokens), copy(tokens))
 
 
+@pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
+def test_nothing_of_the_weight_s_size_is_kept_for_the_backward(weight_dtype):
+    """Casts of all layers would add up to a whole model on every rank of ZeRO-3."""
+    layer, kept = Linear(33, 7).to(weight_dtype), []
+    x = normal(2, 5, 33).bfloat16().requires_grad_()
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
+        layer(x)
+    own = layer.weight.untyped_storage().data_ptr()
+    assert [t for t in kept if t.numel() == 7 * 33 and t.untyped_storage().data_ptr() != own] == []
+    assert kept
+
+
 def test_embedding_looks_up_rows_and_adds_up_their_gradients(dtype, device):
     table = Embedding(5, 3, dtype).to(device)
     table.weight.data = normal(5, 3).to(device)
