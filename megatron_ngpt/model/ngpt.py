@@ -90,6 +90,7 @@ class NGPT(nn.Module):
         self.final_norm = None if model.is_ngpt else RMSNorm(D, model.norm_eps)
         self.head = Linear(D, V)
         self.s_z = Scale(V, model.s_z.init, model.s_z.scale) if model.is_ngpt else None
+        self.loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
 
     def forward(
         self,
@@ -113,7 +114,7 @@ class NGPT(nn.Module):
         for number, block in enumerate(self.blocks):
             h = block(h, rotary, None if caches is None else caches[number])
         logits_BTV = self.logits(h)
-        return logits_BTV if targets_BT is None else cross_entropy(logits_BTV, targets_BT)
+        return logits_BTV if targets_BT is None else self.loss(logits_BTV, targets_BT)
 
     def logits(self, h_BTD: Tensor) -> Tensor:
         """Fp32 logits [B, T, V] of final hidden states; nGPT scales them by s_z (eq. 3)."""
