@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import traceback
 
-from megatron_ngpt.config import check_batch, parse_config
+from megatron_ngpt.config import parse_config
 from megatron_ngpt.data.corpus import open_corpora
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.mesh.degrees import Degrees
@@ -23,6 +23,7 @@ from megatron_ngpt.mesh.launch import (
     without_local_rank,
 )
 from megatron_ngpt.mesh.mesh import Mesh
+from megatron_ngpt.parallel.plan import check_topology
 from megatron_ngpt.train.loop import train
 
 
@@ -30,7 +31,7 @@ def main(launch: Launch, argv: list[str]) -> None:
     """Everything that can be refused is refused before the process group starts."""
     config = parse_config(argv)
     degrees = Degrees.of(config.parallel, launch.world_size)
-    check_batch(config, degrees.dp)
+    check_topology(config, degrees)
     corpus, valid = open_corpora(config.data)
     device = pick_device(config.engine.device, launch.local_rank)
     start(launch, device)

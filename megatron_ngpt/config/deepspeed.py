@@ -30,7 +30,10 @@ def deepspeed_config(config: Config, dp: int) -> dict[str, Any]:
     train, optim = config.train, config.optim
     made: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": train.micro_batch,
-        "gradient_accumulation_steps": train.global_batch // (train.micro_batch * dp),
+        # a pipeline runs all micro-batches before DeepSpeed sees a gradient
+        "gradient_accumulation_steps": 1
+        if config.parallel.pp > 1
+        else train.global_batch // (train.micro_batch * dp),
         # stage 0 is clipped by the engine, which wants to know the norm
         "gradient_clipping": optim.grad_clip if optim.zero_stage else 0.0,
         "zero_optimization": {
@@ -45,7 +48,8 @@ def deepspeed_config(config: Config, dp: int) -> dict[str, Any]:
         "steps_per_print": 10**9,
     }
     if uses_low_precision_copy(config):
-        made["bf16"] = {"enabled": True}
+        # with a pipeline each micro-batch's gradient is added to the fp32 sum as it appears
+        made["bf16"] = {"enabled": True, "immediate_grad_update": config.parallel.pp > 1}
         made["data_types"] = {"grad_accum_dtype": "fp32"}
         made["communication_data_type"] = "fp32"
     if config.engine.deepspeed_overrides:

@@ -4,8 +4,8 @@ A tp rank's model is the same model, narrower: heads / tp, ffn_width / tp, vocab
 lacks is put in by hooks, by the table below; the maths of the modules does not change.
 
     embed        rows of some token ids; the others contribute zeros    -> sum, split tokens
-    h            [B, T / tp, D] between blocks: unit() and the residual step work on whole vectors of
-                 one token, so they need no communication
+    h            [B, T / tp, D] between blocks: unit() and the residual step work on the whole
+                 vector of one token, so they need no communication
     attention    gather tokens -> q, k, v of some heads -> output       -> sum, split tokens
     mlp          gather tokens -> some inner units      -> down         -> sum, split tokens
     alpha, gain  the same on every rank, used on different tokens       -> gradients are summed
@@ -24,7 +24,12 @@ from typing import Any
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from megatron_ngpt.mesh.collectives import gather_tokens, sum_and_split_tokens, sum_gradient
+from megatron_ngpt.mesh.collectives import (
+    all_gather_tokens,
+    gather_tokens,
+    sum_and_split_tokens,
+    sum_gradient,
+)
 from megatron_ngpt.model.ngpt import NGPT
 from megatron_ngpt.parallel.loss import vocab_parallel_cross_entropy
 from megatron_ngpt.parallel.shard import Shard
@@ -76,3 +81,10 @@ def apply_tensor_parallel(model: NGPT, vocabulary: Shard, group: dist.ProcessGro
         vocab_parallel_cross_entropy, first=first, rows=rows, group=group
     )
     model.loss = loss
+    model.sequence_shards = group.size()
+
+
+def gather_vocabulary(logits: Tensor, vocab_size: int, group: dist.ProcessGroup) -> Tensor:
+    """Columns [B, T, padded V / tp] of every rank -> [B, T, V]; for looking, not for training."""
+    columns = all_gather_tokens(logits.transpose(1, 2), group).transpose(1, 2)
+    return columns[..., :vocab_size]

@@ -185,7 +185,7 @@ class Checkpointer:
             process_group=self.group,
         )
         set_adam_steps(self.engine, progress.step)
-        self.engine.masters_changed()
+        self.engine.masters.changed()
         for boxes in rng.values():
             for values in boxes.parts.values():
                 set_rng_state(values)
