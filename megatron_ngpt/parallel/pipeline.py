@@ -74,8 +74,8 @@ class Pipeline:
         with torch.device("meta"):
             self.tokens = torch.empty(rows, seq_len, dtype=torch.int64)
             shape = (rows, seq_len // part.sequence_shards, config.model.width)
-            self.hidden = torch.empty(shape, dtype=dtype)
-            self.loss = torch.empty(1)
+            self.hidden = torch.empty(shape, dtype=dtype, requires_grad=True)
+            self.loss = torch.empty(1, requires_grad=True)
 
     def _stage(self, number: int) -> pipelining.PipelineStage:
         part = self.stages.parts[number]
