@@ -14,9 +14,11 @@ def uses_low_precision_copy(config: Config) -> bool:
 
     ZeRO 1 and 2 replicate the parameters, so a bf16 copy saves memory and traffic. At stage 0 every
     rank holds every master anyway, and at stage 3 the partitions are the masters: there the
-    parameters stay fp32 and are cast where they are used.
+    parameters stay fp32 and are cast where they are used. So they do with a pipeline, whose schedules
+    add up gradients in the parameters' own dtype, which has to be fp32.
     """
-    return config.train.dtype == "bf16" and config.optim.zero_stage in (1, 2)
+    replicated = config.optim.zero_stage in (1, 2) and config.parallel.pp == 1
+    return config.train.dtype == "bf16" and replicated
 
 
 def deepspeed_config(config: Config, dp: int) -> dict[str, Any]:
@@ -48,8 +50,7 @@ def deepspeed_config(config: Config, dp: int) -> dict[str, Any]:
         "steps_per_print": 10**9,
     }
     if uses_low_precision_copy(config):
-        # with a pipeline each micro-batch's gradient is added to the fp32 sum as it appears
-        made["bf16"] = {"enabled": True, "immediate_grad_update": config.parallel.pp > 1}
+        made["bf16"] = {"enabled": True}
         made["data_types"] = {"grad_accum_dtype": "fp32"}
         made["communication_data_type"] = "fp32"
     if config.engine.deepspeed_overrides:

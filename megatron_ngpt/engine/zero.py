@@ -178,12 +178,11 @@ def refresh_copies(engine: Any) -> None:
 
 def reduce_after_pipeline(engine: Any) -> None:
     """Average gradients over dp once all micro-batches went through the pipeline."""
-    zero = engine.optimizer
     engine.set_gradient_accumulation_boundary(True)
-    if hasattr(zero, "reduce_gradients"):  # ZeRO 1
-        zero.set_gradient_accumulation_boundary(True)
-        zero.reduce_gradients(pipeline_parallel=True)
-    else:  # stage 0, and the bf16 optimizer, which has summed them up in fp32 already
+    if engine.zero_optimization_stage() == 1:
+        engine.optimizer.set_gradient_accumulation_boundary(True)
+        engine.optimizer.reduce_gradients(pipeline_parallel=True)
+    else:
         engine.allreduce_gradients()
 
 
