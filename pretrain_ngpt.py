@@ -7,11 +7,14 @@ Also started by plain ``python``, ``mpirun``, ``srun`` and the ``deepspeed`` lau
 
 from __future__ import annotations
 
+import io
 import sys
 import traceback
+from contextlib import redirect_stderr
 
-from megatron_ngpt.config import parse_config
+from megatron_ngpt.config import Config, parse_config
 from megatron_ngpt.data.corpus import open_corpora
+from megatron_ngpt.engine.checkpoint.checkpointer import SaveFailed
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.launch import (
@@ -20,38 +23,58 @@ from megatron_ngpt.mesh.launch import (
     pick_device,
     read_launch,
     start,
+    tell,
     without_local_rank,
 )
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.parallel.plan import check_topology
 from megatron_ngpt.train.loop import train
+from megatron_ngpt.train.metrics import check_outputs
 
 
 def main(launch: Launch, argv: list[str]) -> None:
     """Everything that can be refused is refused before the process group starts."""
-    config = parse_config(argv)
+    config = _parse(argv)
     degrees = Degrees.of(config.parallel, launch.world_size)
     check_topology(config, degrees)
     corpus, valid = open_corpora(config.data)
     device = pick_device(config.engine.device, launch.local_rank)
+    if launch.rank == 0:
+        check_outputs(config)
     start(launch, device)
     engine = Engine(config, Mesh.build(degrees, device))
     train(config, engine, corpus, valid)
 
 
+def _parse(argv: list[str]) -> Config:
+    """The configuration; a refusal becomes the value of SystemExit, for one rank to tell."""
+    told = io.StringIO()
+    try:
+        with redirect_stderr(told):
+            return parse_config(argv)
+    except SystemExit as ended:
+        raise SystemExit(told.getvalue().rstrip() if ended.code else 0) from None
+
+
 def run() -> int:
     """Exit code: 0 done, 1 failed while running, 2 refused for what the user asked."""
-    launch = read_launch()
+    launch = Launch()
     try:
+        launch = read_launch()
         main(launch, without_local_rank(sys.argv[1:]))
+        return 0
+    except SystemExit as ended:
+        code, why = (2, str(ended.code)) if ended.code else (0, "")
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as err:
-        if launch.rank == 0:
-            print(f"pretrain_ngpt.py: {err}", file=sys.stderr)
-        return 2
+        code, why = 2, f"pretrain_ngpt.py: {err}"
+    except (FloatingPointError, SaveFailed) as err:
+        code, why = 1, f"pretrain_ngpt.py: {err}"
     except Exception:
-        traceback.print_exc()
+        traceback.print_exc()  # of every rank: any may be the one that failed first
         return 1
-    return 0
+    if why:
+        tell(launch, why)
+    return code
 
 
 if __name__ == "__main__":

@@ -14,8 +14,8 @@ def uses_low_precision_copy(config: Config) -> bool:
 
     ZeRO 1 and 2 replicate the parameters, so a bf16 copy saves memory and traffic. At stage 0 every
     rank holds every master anyway, and at stage 3 the partitions are the masters: there the
-    parameters stay fp32 and are cast where they are used. So they do with a pipeline, whose schedules
-    add up gradients in the parameters' own dtype, which has to be fp32.
+    parameters stay fp32 and are cast where they are used. So they do with a pipeline, whose
+    schedules add up gradients in the parameters' own dtype, which has to be fp32.
     """
     replicated = config.optim.zero_stage in (1, 2) and config.parallel.pp == 1
     return config.train.dtype == "bf16" and replicated

@@ -108,8 +108,10 @@ class GigatokenEncoder:
         description = _describe(tokenizer)
         self._normalize = _take_normalizer(description, tokenizer)
         self._bpe = gigatoken.Tokenizer.from_json(json.dumps(description))
-        for probe in (*_PROBES, *_reserved_pieces(tokenizer)):
-            self._compare(probe, self._encode([probe.encode()])[0])
+        probes = [*_PROBES, *_reserved_pieces(tokenizer)]
+        ids, lengths = self._encode([probe.encode() for probe in probes])
+        for probe, found in zip(probes, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
+            self._compare(probe, found)
 
     def encode(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """See ``BulkEncoder``. Compares one document per call, or its beginning, as a sample.

@@ -69,6 +69,17 @@ class PreprocessJob:
     """Documents between progress lines where stderr is no terminal."""
 
 
+class _Encoded(NamedTuple):
+    """A batch as ids."""
+
+    columns: list[_Column]
+    """[keys]"""
+
+    documents: int
+    refusals: list[Refusal]
+    size: int
+
+
 @dataclass
 class Summary:
     """What a job has done so far."""
@@ -89,23 +100,13 @@ class Summary:
     first_refusals: list[Refusal] = field(default_factory=list)
     """A few of them."""
 
-    def refuse(self, refusals: Iterable[Refusal]) -> None:
-        """Count records that are left out."""
-        for refusal in refusals:
-            self.refused[refusal.reason] += 1
-            if len(self.first_refusals) < _SHOWN:
-                self.first_refusals.append(refusal)
-
-
-class _Encoded(NamedTuple):
-    """A batch as ids."""
-
-    columns: list[_Column]
-    """[keys]"""
-
-    documents: int
-    refusals: list[Refusal]
-    size: int
+    def add(self, batch: _Encoded) -> None:
+        """Count a batch that has been written."""
+        self.documents += batch.documents
+        self.tokens += sum(ids.size for ids, _ in batch.columns)
+        self.size += batch.size
+        self.refused.update(refusal.reason for refusal in batch.refusals)
+        self.first_refusals += batch.refusals[: _SHOWN - len(self.first_refusals)]
 
 
 def preprocess(job: PreprocessJob, report: Callable[[str], None]) -> Summary:
@@ -126,30 +127,20 @@ def preprocess(job: PreprocessJob, report: Callable[[str], None]) -> Summary:
     """
     _check(job)
     files = find_files(job.inputs)
+    total = sum(path.stat().st_size for path in files)
     tokenizer = SentencePieceTokenizer(job.tokenizer)
     end_id = _end_id(tokenizer) if job.append_eod else None
-    encoder, why_not_gigatoken = bulk_encoder(tokenizer, job.encoder)
+    encoder, why = bulk_encoder(tokenizer, job.encoder)
     workers = job.workers or _cores()
-    reason = f" ({why_not_gigatoken})" if why_not_gigatoken else ""
-    report(f"{len(files)} files, encoded by {encoder.name}{reason}, {workers} threads")
+    how = f"by {encoder.name}{why and f' ({why})'} in {workers} thread(s)"
+    report(f"{total / 1e6:.1f} MB in {len(files)} file(s), encoded {how}")
 
     dtype = dtype_for(tokenizer.vocab_size)
-    encode = partial(_encode, encoder, end_id, dtype)
     records = chain.from_iterable(READERS[job.format](path, job.json_keys) for path in files)
     batches = in_batches(records, encoder.batch_bytes)
-    summary = Summary([f"{job.output_prefix}_{key}_document" for key in job.json_keys])
-    Path(job.output_prefix).parent.mkdir(parents=True, exist_ok=True)
-    total = sum(path.stat().st_size for path in files)
-    with ExitStack() as stack:
-        writers = [stack.enter_context(IndexedWriter(name, dtype)) for name in summary.prefixes]
-        progress = stack.enter_context(Progress(total, job.log_interval))
-        pool = stack.enter_context(ThreadPoolExecutor(workers))
-        for encoded in _map_in_order(pool, encode, batches, ahead=workers):
-            _write(encoded, writers, summary, job.on_error)
-            progress.update(summary.size, summary.documents, summary.tokens)
-        if not summary.documents:
-            raise ValueError(f"no document to write: {sum(summary.refused.values())} refused")
-    return summary
+    with ThreadPoolExecutor(workers) as pool:
+        encode = partial(_encode, encoder, end_id, dtype)
+        return _write_pairs(_map_in_order(pool, encode, batches, workers), job, dtype, total)
 
 
 def _check(job: PreprocessJob) -> None:
@@ -157,6 +148,8 @@ def _check(job: PreprocessJob) -> None:
         raise ValueError(f"--workers {job.workers}: must be 1 or more, or 0 for one per core")
     if job.log_interval < 1:
         raise ValueError(f"--log-interval {job.log_interval}: must be 1 or more")
+    if job.format == "text" and len(job.json_keys) > 1:
+        raise ValueError(f"--json-keys {' '.join(job.json_keys)}: plain text has no keys; give one")
     if len(set(job.json_keys)) < len(job.json_keys):
         raise ValueError(f"--json-keys {' '.join(job.json_keys)}: a key is given twice")
 
@@ -215,14 +208,21 @@ def _drop_empty(
     ]
 
 
-def _write(
-    encoded: _Encoded, writers: list[IndexedWriter], summary: Summary, on_error: str
-) -> None:
-    if encoded.refusals and on_error == "refuse":
-        raise encoded.refusals[0].error()
-    summary.refuse(encoded.refusals)
-    for writer, (ids, lengths) in zip(writers, encoded.columns, strict=False):
-        writer.add_documents(ids, lengths)
-        summary.tokens += ids.size
-    summary.documents += encoded.documents
-    summary.size += encoded.size
+def _write_pairs(
+    batches: Iterable[_Encoded], job: PreprocessJob, dtype: np.dtype, total: int
+) -> Summary:
+    summary = Summary([f"{job.output_prefix}_{key}_document" for key in job.json_keys])
+    Path(job.output_prefix).parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        writers = [stack.enter_context(IndexedWriter(name, dtype)) for name in summary.prefixes]
+        progress = stack.enter_context(Progress(total, job.log_interval))
+        for batch in batches:
+            if batch.refusals and job.on_error == "refuse":
+                raise batch.refusals[0].error()
+            for writer, (ids, lengths) in zip(writers, batch.columns, strict=False):
+                writer.add_documents(ids, lengths)
+            summary.add(batch)
+            progress.update(summary.size, summary.documents, summary.tokens)
+        if not summary.documents:
+            raise ValueError(f"no document can be used; left out: {dict(summary.refused)}")
+    return summary

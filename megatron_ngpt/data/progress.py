@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from types import TracebackType
@@ -22,8 +23,10 @@ class Progress:
         self._start, self._next = time.monotonic(), log_interval
 
     def __enter__(self) -> Progress:
+        # Asked by itself, tqdm shows nothing in a terminal of unknown size, as under `script`.
+        columns, rows = shutil.get_terminal_size()
         self._bar = tqdm(
-            total=self._total, unit="B", unit_scale=True, disable=None, dynamic_ncols=True
+            total=self._total, unit="B", unit_scale=True, disable=None, ncols=columns, nrows=rows
         )
         return self
 

@@ -37,11 +37,9 @@ class Refusal(NamedTuple):
         return f"{self.path}:{self.line}: {self.reason}{detail}"
 
     def error(self) -> ValueError:
-        """The error for a caller that will not go on without this record."""
-        return ValueError(
-            f"{self}; mend it, leave such records out with --on-error skip, or pass --format text "
-            "if the file is plain text"
-        )
+        """The error of a caller that does not go on without this record."""
+        plain = "; if the file is plain text, pass --format text" if self.line == 1 else ""
+        return ValueError(f"{self}; mend it, or leave such records out with --on-error skip{plain}")
 
 
 @dataclass
@@ -142,7 +140,7 @@ def _texts_of(line: bytes, keys: Sequence[str]) -> tuple[bytes, ...]:
             raise
         raise _UnusableError("half-written last line", ": ".join(err.args)) from err
     if not isinstance(record, dict):
-        raise _UnusableError("no JSON object", f"a {type(record).__name__}")
+        raise _UnusableError("no JSON object", _excerpt(record))
     return tuple(_text_of(record, key) for key in keys)
 
 
@@ -150,13 +148,13 @@ def _parse(line: bytes) -> Any:
     try:
         text = line.decode()
     except UnicodeDecodeError as err:
-        raise _UnusableError("invalid UTF-8", f"{err.reason} at byte {err.start} of it") from err
+        raise _UnusableError("invalid UTF-8", f"byte {err.start}: {err.reason}") from err
     if text.isspace():
         raise _UnusableError("blank line", "")
     try:
         return json.loads(text)
     except json.JSONDecodeError as err:
-        raise _UnusableError("invalid JSON", f"{err.msg} at character {err.pos}") from err
+        raise _UnusableError("invalid JSON", f"column {err.colno}: {err.msg}") from err
     except (ValueError, RecursionError) as err:
         # A number of too many digits, brackets nested too deeply.
         raise _UnusableError("invalid JSON", str(err)) from err
@@ -164,10 +162,10 @@ def _parse(line: bytes) -> Any:
 
 def _text_of(record: dict[str, Any], key: str) -> bytes:
     if key not in record:
-        raise _UnusableError("missing key", f"{key!r} is not among {', '.join(record) or 'none'}")
+        raise _UnusableError("missing key", f"{key!r} is not among {list(record)}")
     text = record[key]
     if not isinstance(text, str):
-        raise _UnusableError("no string", f"key {key!r} holds a {type(text).__name__}")
+        raise _UnusableError("no string", f"key {key!r} holds {_excerpt(text)}")
     if not text:
         raise _UnusableError("empty text", f"key {key!r}")
     try:
@@ -175,3 +173,8 @@ def _text_of(record: dict[str, Any], key: str) -> bytes:
     except UnicodeEncodeError as err:
         detail = f"key {key!r}: half a surrogate pair at character {err.start}"
         raise _UnusableError("invalid Unicode", detail) from err
+
+
+def _excerpt(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."

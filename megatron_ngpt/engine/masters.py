@@ -69,7 +69,7 @@ class Masters:
             drawn = initial_box(fragment.spec, seed, box.offsets, box.sizes)
             box.view(fragment.master).copy_(drawn)
         for projection in self.projections.values():
-            projection()
+            projection.alike()
         self.changed()
 
     @torch.no_grad()

@@ -46,16 +46,24 @@ class Projection:
             self.pieces.append((box.view(fragment.master), norm_dim, where))
         self.vectors += fragment.shard.shape[axis]
 
-    @torch.no_grad()
     def __call__(self) -> None:
         """Scale every vector to length 1; collective over the group, 4 bytes per vector."""
+        self._scale(self.squares)
+
+    def alike(self) -> None:
+        """The same with sums in fp64, whose rounding does not tell how the vectors were cut."""
+        self._scale(self.squares.double())
+
+    @torch.no_grad()
+    def _scale(self, squares: Tensor) -> None:
         if not self.vectors:
             return
-        self.squares.zero_()
+        squares.zero_()
         for values, dim, where in self.pieces:
-            self.squares[where] += torch.linalg.vector_norm(values, dim=dim).square()
+            lengths = torch.linalg.vector_norm(values, dim=dim, dtype=squares.dtype)
+            squares[where] += lengths.square()
         if self.group is not None:
-            dist.all_reduce(self.squares, group=self.group)
-        inverse = self.squares.clamp_min(1e-24).rsqrt()
+            dist.all_reduce(squares, group=self.group)
+        inverse = squares.clamp_min(1e-24).rsqrt().float()
         for values, dim, where in self.pieces:
             values.mul_(inverse[where].unsqueeze(dim))

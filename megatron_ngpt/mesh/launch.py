@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -106,6 +107,17 @@ def start(launch: Launch, device: torch.device) -> None:
         store = dist.TCPStore(launch.address, launch.port, launch.world_size, serves)
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size)
+
+
+def tell(launch: Launch, why: str) -> None:
+    """Print why the run ends, once although every rank may end for the same reason.
+
+    Rank 0 tells at once, and its end makes the launcher end the others. A rank that is still there
+    some seconds later ends alone and tells it itself, one per host first.
+    """
+    if launch.rank:
+        time.sleep(3.0 if launch.local_rank == 0 else 6.0)
+    print(why, file=sys.stderr, flush=True)
 
 
 def finish(code: int = 0) -> None:

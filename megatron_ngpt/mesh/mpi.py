@@ -8,7 +8,10 @@ from megatron_ngpt.extras import require
 
 
 def agree_on_address(rank: int) -> tuple[str, int]:
-    """Host name and free port of rank 0, known to every rank (collective over COMM_WORLD).
+    """Host name and free port of rank 0, known to every rank (collective, once per process).
+
+    MPI is finalised right away: mpirun calls it a failure when a process ends without that, and
+    nothing else here needs MPI.
 
     Raises:
         ModuleNotFoundError: mpi4py is missing; setting MASTER_ADDR and MASTER_PORT avoids it.
@@ -23,4 +26,5 @@ def agree_on_address(rank: int) -> tuple[str, int]:
             probe.bind(("", 0))
             place = ("127.0.0.1" if one_host else socket.gethostname(), probe.getsockname()[1])
     address, port = everyone.bcast(place, root=0)
+    mpi.Finalize()
     return address, port

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor, nn
 
 from megatron_ngpt.model.spec import ParameterSpec
-from megatron_ngpt.ops.hypersphere import unit
 
 BLOCK = 1 << 20
 """Values drawn from one generator. A rank that holds a piece of a parameter draws only the blocks
@@ -53,4 +52,7 @@ def initialise(model: nn.Module, table: dict[str, ParameterSpec], seed: int) -> 
     for name, parameter in model.named_parameters():
         spec = table[name]
         values = initial_values(spec, seed, 0, parameter.numel()).view(spec.shape)
-        parameter.copy_(values if spec.norm_dim is None else unit(values, spec.norm_dim))
+        if spec.norm_dim is not None:  # rounded like the projection of initial values in an engine
+            length = torch.linalg.vector_norm(values, dim=spec.norm_dim, dtype=torch.float64)
+            values = values * length.reciprocal().float().unsqueeze(spec.norm_dim)
+        parameter.copy_(values)

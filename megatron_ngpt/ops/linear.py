@@ -6,9 +6,37 @@ used makes both the same computation.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+
+class _CastLinear(torch.autograd.Function):
+    """``x @ weight.T`` that keeps the weight itself for the backward, not its cast.
+
+    Autograd would hold the cast of every layer until then: a whole model in bf16 on every rank,
+    which ZeRO-3 is there to avoid.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return x @ weight.to(x.dtype).T
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        need_x, need_weight = ctx.needs_input_grad
+        grad_x = grad @ weight.to(grad.dtype) if need_x else None
+        if not need_weight:
+            return grad_x, None
+        return grad_x, (_rows(grad).T @ _rows(x)).to(weight.dtype)
+
+
+def _rows(x: Tensor) -> Tensor:
+    return x.reshape(-1, x.shape[-1])
 
 
 class Linear(nn.Module):
@@ -20,7 +48,10 @@ class Linear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
-        return F.linear(x, self.weight.to(x.dtype))
+        if self.weight.dtype == x.dtype:
+            return F.linear(x, self.weight)
+        cast: Tensor = _CastLinear.apply(x, self.weight)
+        return cast
 
 
 class Embedding(nn.Module):

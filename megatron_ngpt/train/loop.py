@@ -10,7 +10,8 @@ from torch import Tensor
 from megatron_ngpt.config import Config
 from megatron_ngpt.data.corpus import TokenRange
 from megatron_ngpt.data.loader import Batch, eval_batches, train_loader
-from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer, Progress
+from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
+from megatron_ngpt.engine.checkpoint.folder import Progress
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.engine.schedule import learning_rate
 from megatron_ngpt.train.metrics import RunLog

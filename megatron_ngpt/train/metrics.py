@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from types import TracebackType
+from types import ModuleType, TracebackType
 from typing import Any
 
 from tqdm import tqdm
@@ -17,6 +18,36 @@ from megatron_ngpt.extras import require
 
 Record = dict[str, float]
 Sink = Callable[[Record], None]
+
+
+def check_outputs(config: Config) -> None:
+    """Refuse what a run could not write to, before it starts.
+
+    Raises:
+        ValueError: a folder cannot be made or written to, naming the setting.
+        ModuleNotFoundError: the package of a sink that was asked for is missing.
+    """
+    for setting, folder in (
+        ("logging.dir", Path(config.logging.dir)),
+        ("checkpoint.dir", Path(config.checkpoint_dir)),
+    ):
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=folder).close()
+        except OSError as err:
+            raise ValueError(f"{setting} = {folder}: no files can be made there: {err}") from err
+    if config.logging.tensorboard:
+        _tensorboard()
+    if config.logging.wandb_project:
+        _wandb(config.logging.wandb_project)
+
+
+def _tensorboard() -> ModuleType:
+    return require("torch.utils.tensorboard", "logging", "logging.tensorboard = true")
+
+
+def _wandb(project: str) -> ModuleType:
+    return require("wandb", "logging", f"logging.wandb_project = {project}")
 
 
 class RunLog:
@@ -38,7 +69,7 @@ class RunLog:
         save_config(config, folder / "config.yaml")
         self._add_jsonl(folder / "metrics.jsonl", resumed_at)
         if config.logging.tensorboard:
-            self._add_tensorboard(folder / "tensorboard")
+            self._add_tensorboard(folder / "tensorboard", resumed_at)
         if config.logging.wandb_project:
             self._add_wandb(config.logging.wandb_project)
         self._add_progress(resumed_at)
@@ -71,9 +102,8 @@ class RunLog:
         self.sinks.append(write)
         self.closers.append(stream.close)
 
-    def _add_tensorboard(self, folder: Path) -> None:
-        board = require("torch.utils.tensorboard", "logging", "logging.tensorboard = true")
-        writer = board.SummaryWriter(str(folder))
+    def _add_tensorboard(self, folder: Path, resumed_at: int) -> None:
+        writer = _tensorboard().SummaryWriter(str(folder), purge_step=resumed_at + 1)
 
         def write(record: Record) -> None:
             for name, value in record.items():
@@ -83,8 +113,8 @@ class RunLog:
         self.closers.append(writer.close)
 
     def _add_wandb(self, project: str) -> None:
-        wandb = require("wandb", "logging", f"logging.wandb_project = {project}")
-        run = wandb.init(project=project, config=self.config.to_dict(), dir=self.config.logging.dir)
+        folder = self.config.logging.dir
+        run = _wandb(project).init(project=project, config=self.config.to_dict(), dir=folder)
         self.sinks.append(lambda record: run.log(record, step=int(record["step"])))
         self.closers.append(run.finish)
 
@@ -148,7 +178,8 @@ def _drop_after(path: Path, step: int) -> None:
     """Keep the records up to a step; a half-written last line goes too."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines() if _upto(line, step)]
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+    kept = [line for line in lines if _upto(line, step)]
     shorter = path.with_name(f".{path.name}")
     shorter.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
     shorter.rename(path)

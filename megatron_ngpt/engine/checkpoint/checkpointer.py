@@ -1,25 +1,34 @@
-"""Save and resume: when a checkpoint counts as whole, which one is taken, which are kept."""
+"""Save and resume, over all ranks."""
 
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
+import yaml
 
-from megatron_ngpt.config import Config, load_config, save_config
+from megatron_ngpt.config import Config, save_config
+from megatron_ngpt.engine.checkpoint.folder import (
+    STATE,
+    Progress,
+    begin,
+    checkpoints,
+    clear_temporary,
+    point_latest,
+    publish,
+    read_progress,
+    set_aside,
+)
 from megatron_ngpt.engine.checkpoint.index import (
     DamagedCheckpoint,
     check_files,
     read_index,
-    sync_folder,
     write_durably,
 )
 from megatron_ngpt.engine.checkpoint.planner import Boxes, BoxLoadPlanner, BoxSavePlanner
@@ -33,30 +42,9 @@ from megatron_ngpt.engine.checkpoint.state import (
 from megatron_ngpt.engine.checkpoint.storage import Reader, Writer
 from megatron_ngpt.engine.engine import Engine
 
-LATEST = "latest"
 
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run has come."""
-
-    step: int = 0
-    """Optimizer steps done."""
-
-    tokens: int = 0
-    """Tokens of the training stream consumed."""
-
-
-def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints in a folder, newest first."""
-    found = [p for p in folder.glob("step_*") if p.name.removeprefix("step_").isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("step_")), reverse=True)
-
-
-def read_progress(checkpoint: Path) -> Progress:
-    """Step and data position of a checkpoint."""
-    state = json.loads((checkpoint / "state.json").read_text(encoding="utf-8"))
-    return Progress(**{name: state[name] for name in asdict(Progress())})
+class SaveFailed(Exception):
+    """A checkpoint could not be written; the message says on which rank and why."""
 
 
 class Checkpointer:
@@ -78,13 +66,16 @@ class Checkpointer:
         self.staged: dict[str, Boxes] | None = None
         if self.rank == 0:
             self.folder.mkdir(parents=True, exist_ok=True)
-            _clear_temporary(self.folder)
+            clear_temporary(self.folder)
         dist.barrier(self.group)
 
     def save(self, progress: Progress) -> None:
         """Copy the state, then write it: in the background if so configured.
 
-        Waits for the save before it, and raises that one's error if it failed.
+        Waits for the save before it.
+
+        Raises:
+            SaveFailed: that one failed, or this one when it is not in the background.
         """
         self.wait()
         state = engine_boxes(self.engine) | rng_boxes(self.rank, self.world_size)
@@ -97,46 +88,44 @@ class Checkpointer:
         """Return when no save is under way.
 
         Raises:
-            Exception: the one that ended the save.
+            SaveFailed: it failed.
         """
         if self.pending is not None:
             pending, self.pending = self.pending, None
             pending.result()
 
+    def close(self) -> None:
+        """Finish a save under way and end the thread."""
+        self.wait()
+        self.thread.shutdown()
+
     def _write(self, state: dict[str, Boxes], progress: Progress) -> None:
-        final = self.folder / f"step_{progress.step:08d}"
-        temporary = self.folder / f".writing_{final.name}"
-        if self.rank == 0:
-            shutil.rmtree(temporary, ignore_errors=True)
-            temporary.mkdir()
-            save_config(self.config, temporary / "config.yaml")
-            write_durably(temporary / "state.json", json.dumps(self._facts(progress), indent=1))
-        dist.barrier(self.group)
-        writer = Writer(temporary, self.rank, lambda: self._publish(temporary, final))
-        dcp.save(
-            state, storage_writer=writer, planner=BoxSavePlanner(), process_group=self.group
-        )  # fmt: skip
+        writer = Writer(
+            self.rank,
+            begin=lambda: self._begin(progress),
+            whole=lambda temporary: publish(temporary, self.config.checkpoint.keep),
+        )
+        try:
+            dcp.save(
+                state, storage_writer=writer, planner=BoxSavePlanner(), process_group=self.group
+            )  # fmt: skip
+        except dcp.CheckpointException as err:  # all ranks get it, whichever failed
+            raise SaveFailed(
+                f"the checkpoint of step {progress.step} could not be written to {self.folder}: "
+                f"{_reasons(err)}"
+            ) from err
+
+    def _begin(self, progress: Progress) -> Path:
+        """Coordinator only: the folder to write into, with what is no tensor already there."""
+        temporary = begin(self.folder, progress.step)
+        save_config(self.config, temporary / "config.yaml")
+        write_durably(temporary / STATE, json.dumps(self._facts(progress), indent=1))
+        return temporary
 
     def _facts(self, progress: Progress) -> dict:
         degrees, zero_stage = self.engine.mesh.degrees, self.config.optim.zero_stage
         topology = {**asdict(degrees), "zero_stage": zero_stage, "world_size": self.world_size}
         return {**asdict(progress), "topology": topology, "saved_at": time.time()}
-
-    def _publish(self, temporary: Path, final: Path) -> None:
-        """Coordinator only, all files written: make it a checkpoint, then drop old ones."""
-        sync_folder(temporary)
-        replaced = temporary.with_name(f"{temporary.name}_replaced")
-        if final.exists():  # the step was trained again
-            final.rename(replaced)
-        temporary.rename(final)
-        sync_folder(self.folder)
-        shutil.rmtree(replaced, ignore_errors=True)
-        pointer = self.folder / f".{LATEST}"
-        write_durably(pointer, final.name + "\n")
-        pointer.rename(self.folder / LATEST)
-        keep = self.config.checkpoint.keep
-        for old in checkpoints(self.folder)[keep:] if keep else []:
-            shutil.rmtree(old)
 
     def resume(self) -> Progress:
         """Load the newest checkpoint that is whole; a fresh Progress when there is none.
@@ -144,51 +133,55 @@ class Checkpointer:
         Damaged ones are reported, renamed to ``damaged_step_...`` and passed over.
 
         Raises:
-            ValueError: the checkpoint is of another model.
+            ValueError: the checkpoint is of another model or of another version's format.
         """
         names = [[path.name for path in checkpoints(self.folder)] if self.rank == 0 else None]
         dist.broadcast_object_list(names, group=self.group)
-        for name in names[0] or []:
-            if self._whole(self.folder / name):
-                return self._load(self.folder / name)
+        for checkpoint in (self.folder / name for name in names[0] or []):
+            damage = self._damage(checkpoint)
+            if not damage:
+                return self._load(checkpoint)
+            if self.rank == 0:
+                self._tell(f"damaged checkpoint, moved to {set_aside(checkpoint)}: {damage}")
+        if names[0]:
+            self._tell(f"no whole checkpoint in {self.folder}: TRAINING STARTS FROM THE BEGINNING")
         return Progress()
 
-    def _whole(self, checkpoint: Path) -> bool:
-        """Whether every file is as written; each rank checks its share of them."""
+    def _tell(self, message: str) -> None:
+        if self.rank == 0:
+            print(message, file=sys.stderr, flush=True)
+
+    def _damage(self, checkpoint: Path) -> str:
+        """What is not as it was written; each rank checks its share of the files."""
         problem = ""
         try:
             content = read_index(checkpoint)
             mine = sorted(content["files"])[self.rank :: self.world_size]
             check_files(checkpoint, mine, content, self.config.checkpoint.verify)
             read_progress(checkpoint)
-        except (DamagedCheckpoint, OSError, ValueError, KeyError) as err:
+        except (DamagedCheckpoint, OSError) as err:
             problem = str(err)
         problems: list[str | None] = [None] * self.world_size
         dist.all_gather_object(problems, problem, group=self.group)
-        found = [text for text in problems if text]
-        if found and self.rank == 0:
-            aside = checkpoint.with_name(f"damaged_{checkpoint.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            checkpoint.rename(aside)  # or it would count among the newest to keep
-            print(f"damaged checkpoint, moved to {aside}: {'; '.join(found)}", file=sys.stderr)
-        return not found
+        return "; ".join(sorted({text for text in problems if text}))
 
     def _load(self, checkpoint: Path) -> Progress:
-        self._same_model(checkpoint)
+        _check_model(self.config, checkpoint)
         progress = read_progress(checkpoint)
         state = engine_boxes(self.engine)
         rng = self._saved_rng(checkpoint)
-        dcp.load(
-            state | rng,
-            storage_reader=Reader(checkpoint),
-            planner=BoxLoadPlanner(),
-            process_group=self.group,
-        )
+        reader, planner = Reader(checkpoint), BoxLoadPlanner()
+        try:
+            dcp.load(state | rng, storage_reader=reader, planner=planner, process_group=self.group)
+        except dcp.CheckpointException as err:
+            raise RuntimeError(f"{checkpoint} could not be loaded: {_reasons(err)}") from err
         set_adam_steps(self.engine, progress.step)
         self.engine.masters.changed()
         for boxes in rng.values():
             for values in boxes.parts.values():
                 set_rng_state(values)
+        if self.rank == 0:
+            point_latest(checkpoint)  # it named another one if that was damaged
         return progress
 
     def _saved_rng(self, checkpoint: Path) -> dict[str, Boxes]:
@@ -201,39 +194,17 @@ class Checkpointer:
             return {}
         return now
 
-    def _same_model(self, checkpoint: Path) -> None:
-        theirs = load_config(checkpoint / "config.yaml").to_dict()["model"]
-        ours = self.config.to_dict()["model"]
-        for name, value in ours.items():
-            if theirs[name] != value:
-                raise ValueError(
-                    f"model.{name} = {value}, but {checkpoint} was trained with {theirs[name]}: "
-                    "set it so, or choose another checkpoint.dir for a new run"
-                )
 
-    def close(self) -> None:
-        """Finish a save under way and end the thread."""
-        self.wait()
-        self.thread.shutdown()
+def _reasons(error: dcp.CheckpointException) -> str:
+    return "; ".join(f"rank {rank}: {why!r}" for rank, (why, _) in error.failures.items())
 
 
-def load_weights(checkpoint: Path, shapes: dict[str, tuple[int, ...]]) -> dict[str, torch.Tensor]:
-    """Whole fp32 parameters of a checkpoint in this process alone, for generation and export."""
-    weights = {name: torch.empty(shape) for name, shape in shapes.items()}
-    state = {
-        f"master/{name}": Boxes(tuple(values.shape), {(0,) * values.dim(): values})
-        for name, values in weights.items()
-    }
-    reader = Reader(checkpoint)
-    planner = BoxLoadPlanner()
-    planner.set_up_planner(state, reader.read_metadata())
-    assert planner.metadata is not None
-    reader.set_up_storage_reader(planner.metadata, is_coordinator=True)
-    reader.read_data(planner.create_local_plan(), planner)
-    return weights
-
-
-def _clear_temporary(folder: Path) -> None:
-    """Remove what an interrupted save left."""
-    for left in folder.glob(".writing_step_*"):
-        shutil.rmtree(left)
+def _check_model(config: Config, checkpoint: Path) -> None:
+    """Raise ValueError unless a checkpoint is of the configured model."""
+    theirs = yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8"))["model"]
+    for name, value in config.to_dict()["model"].items():
+        if theirs.get(name, value) != value:
+            raise ValueError(
+                f"model.{name} = {value}, but {checkpoint} was trained with {theirs[name]}: "
+                "set it so, or choose another checkpoint.dir for a new run"
+            )

@@ -59,7 +59,10 @@ def facts_of(path: Path) -> FileFacts:
 
 
 def write_index(folder: Path, metadata: Metadata, located: dict[MetadataIndex, Location]) -> None:
-    """Write ``index.json`` from what torch.distributed.checkpoint planned and the ranks wrote."""
+    """Write ``index.json`` from what torch.distributed.checkpoint planned and the ranks wrote.
+
+    Files of the folder that hold no tensors are listed too.
+    """
     tensors = {}
     for name, stored in sorted(metadata.state_dict_metadata.items()):
         assert isinstance(stored, TensorStorageMetadata)
@@ -68,7 +71,9 @@ def write_index(folder: Path, metadata: Metadata, located: dict[MetadataIndex, L
             "shape": list(stored.size),
             "boxes": [_box(name, chunk, located) for chunk in stored.chunks],
         }
-    files = {place.file: asdict(place.facts) for place in located.values()}
+    facts = {place.file: place.facts for place in located.values()}
+    others = {p.name: facts_of(p) for p in folder.iterdir() if p.name not in facts}
+    files = {name: asdict(found) for name, found in (facts | others).items()}
     content = {"format": FORMAT, "files": dict(sorted(files.items())), "tensors": tensors}
     write_durably(folder / NAME, json.dumps(content, indent=1))
 
@@ -83,16 +88,19 @@ def read_index(folder: Path) -> dict:
     """Parsed ``index.json``.
 
     Raises:
-        DamagedCheckpoint: it is missing, is no JSON, or is of an unknown format.
+        DamagedCheckpoint: it is missing, or not what :func:`write_index` writes.
+        ValueError: it is of another version's format.
     """
+    path = folder / NAME
     try:
-        content: dict = json.loads((folder / NAME).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as err:
-        raise DamagedCheckpoint(f"{folder / NAME}: {err}") from err
-    if content.get("format") != FORMAT:
-        raise DamagedCheckpoint(
-            f"{folder / NAME}: format {content.get('format')}, this version reads {FORMAT}"
-        )
+        content: dict = json.loads(path.read_text(encoding="utf-8"))
+        version = int(content["format"])
+        if version == FORMAT:
+            to_metadata(content)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        raise DamagedCheckpoint(f"{path}: {err!r}") from err
+    if version != FORMAT:
+        raise ValueError(f"{path} is of format {version}, this version reads format {FORMAT}")
     return content
 
 

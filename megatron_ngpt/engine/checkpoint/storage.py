@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -36,17 +37,19 @@ FILE_BYTES = 1 << 30
 
 
 class Writer(StorageWriter):
-    """Writes this rank's boxes into ``folder`` and, on the coordinator, the index.
+    """Writes this rank's boxes and, on the coordinator, the index.
 
     Args:
-        folder: existing folder; nothing in it is overwritten by another rank's name.
         rank: number used in this rank's file names.
-        whole: called on the coordinator when every rank's files and the index are written.
+        begin: called on the coordinator before anyone writes; makes the folder to write into.
+        whole: called on the coordinator with that folder when all files and the index are in it.
+
+    What fails on one rank, these calls included, is raised on all.
     """
 
-    def __init__(self, folder: Path, rank: int, whole: Callable[[], None]) -> None:
+    def __init__(self, rank: int, begin: Callable[[], Path], whole: Callable[[Path], None]) -> None:
         super().__init__()
-        self.folder, self.rank, self.whole = folder, rank, whole
+        self.rank, self.begin, self.whole = rank, begin, whole
 
     def reset(self, checkpoint_id: Any = None) -> None:
         """Nothing to reset: a writer serves one checkpoint."""
@@ -59,11 +62,13 @@ class Writer(StorageWriter):
         return plan
 
     def prepare_global_plan(self, plans: list[SavePlan]) -> list[SavePlan]:
-        """Leave the plans as they are."""
-        return plans
+        """Make the folder and tell every rank where it is; the plans stay as they are."""
+        folder = self.begin()
+        return [dataclasses.replace(plan, storage_data=folder) for plan in plans]
 
     def write_data(self, plan: SavePlan, planner: SavePlanner) -> Future[list[WriteResult]]:
         """Write the plan's boxes, a file at a time, each synced to disk."""
+        self.folder: Path = plan.storage_data
         results: list[WriteResult] = []
         for number, items in enumerate(_batches(plan.items)):
             results += self._write_file(
@@ -93,7 +98,7 @@ class Writer(StorageWriter):
         """On the coordinator, when all ranks have written."""
         located = {r.index: r.storage_data for of_rank in results for r in of_rank}
         write_index(self.folder, metadata, located)
-        self.whole()
+        self.whole(self.folder)
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:

@@ -1,0 +1,128 @@
+"""Small training jobs: a toy corpus, the command line for it, and the command as a user runs it."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_ngpt.data.indexed import IndexedWriter
+
+REPOSITORY = Path(__file__).resolve().parents[1]
+VOCABULARY = 61
+
+# no size divides by 2 or 3 more often than it must: ZeRO's partitions cut rows apart and are padded
+TOY: dict[str, Any] = {
+    "model.width": 30,
+    "model.layers": 2,
+    "model.heads": 3,
+    "model.ffn_width": 37,
+    "model.vocab_size": VOCABULARY,
+    "optim.lr": 0.02,
+    "data.seq_len": 16,
+    "train.steps": 8,
+    "train.global_batch": 12,
+    "train.micro_batch": 2,
+    "eval.every": 0,
+    "eval.steps": 1,
+    "engine.device": "cpu",
+}
+
+
+def write_corpus(folder: Path, documents: int = 60, vocabulary: int = VOCABULARY) -> str:
+    """Prefix of a pair whose texts count upwards from a random id, so that losses fall soon."""
+    random = np.random.default_rng(5)
+    prefix = folder / "toy_text_document"
+    with IndexedWriter(prefix, "uint16") as writer:
+        for _ in range(documents):
+            first, length = random.integers(vocabulary), random.integers(20, 60)
+            writer.add_document((first + np.arange(length)) % vocabulary)
+    return str(prefix)
+
+
+def words(corpus: str, folder: Path, **sections: dict[str, Any]) -> list[str]:
+    """Command line of a toy run that writes into ``folder``, e.g. ``train={"steps": 4}``."""
+    options = TOY | {"data.train": corpus, "logging.dir": folder}
+    for section, values in sections.items():
+        options |= {f"{section}.{name}": value for name, value in values.items()}
+    return [word for name, value in options.items() for word in (f"--{name}", _text(value))]
+
+
+def _text(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+@dataclass
+class Finished:
+    """How a command ended and what it printed."""
+
+    code: int
+    out: str
+    err: str
+
+    def __str__(self) -> str:
+        return f"exit code {self.code}\n{self.out[-3000:]}\n{self.err[-6000:]}"
+
+
+def command(arguments: Sequence[str], processes: int = 0) -> list[str]:
+    """pretrain_ngpt.py under torchrun, or by plain python when ``processes`` is 0."""
+    launcher = [sys.executable]
+    if processes:  # port 0: runs beside each other cannot take one another's
+        launcher += ["-m", "torch.distributed.run", "--nproc-per-node", str(processes)]
+        launcher += ["--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0"]
+    return [*launcher, "pretrain_ngpt.py", *arguments]
+
+
+@contextmanager
+def started(argv: Sequence[str], **options: Any) -> Iterator[subprocess.Popen]:
+    """A command in a process group of its own, all of which is killed at the end."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
+    process = subprocess.Popen(
+        list(argv), cwd=REPOSITORY, env=environment, start_new_session=True, **options
+    )
+    try:
+        yield process
+    finally:
+        kill_group(process)
+
+
+def kill_group(process: subprocess.Popen) -> None:
+    """SIGKILL to a command and everything it started; returns when it is gone."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def finish(argv: Sequence[str], timeout: float = 120, **options: Any) -> Finished:
+    """Run a command to its end.
+
+    Raises:
+        AssertionError: it took longer than ``timeout`` seconds; the message holds its output.
+    """
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with started(argv, **pipes, **options) as process:
+        try:
+            out, err = process.communicate(timeout=timeout)
+        except subprocess.TimeoutExpired:
+            kill_group(process)
+            out, err = process.communicate()
+            raise AssertionError(f"still running after {timeout} s\n{out}\n{err}") from None
+    return Finished(process.returncode, out, err)
+
+
+def pretrain(arguments: Sequence[str], processes: int = 0, **options: Any) -> Finished:
+    """Run pretrain_ngpt.py to its end."""
+    return finish(command(arguments, processes), **options)
+
+
+def metrics(folder: Path) -> list[dict[str, float]]:
+    """Every record of a run's metrics.jsonl."""
+    lines = (folder / "metrics.jsonl").read_text().splitlines()
+    return [json.loads(line) for line in lines]

@@ -1,0 +1,50 @@
+"""Small models of every kind."""
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from megatron_ngpt.config import ModelConfig
+from megatron_ngpt.model.initial import initialise
+from megatron_ngpt.model.ngpt import NGPT
+from megatron_ngpt.model.spec import parameter_table
+
+KINDS = {
+    "ngpt": ModelConfig(width=24, layers=2, heads=4, vocab_size=19, ffn_width=40),
+    "ngpt grouped": ModelConfig(
+        width=24, layers=2, heads=4, kv_heads=2, head_dim=10, vocab_size=19, ffn_width=40
+    ),
+    "gpt": ModelConfig(architecture="gpt", width=24, layers=2, heads=4, vocab_size=19),
+    "gpt grouped": ModelConfig(
+        architecture="gpt", width=24, layers=2, heads=4, kv_heads=1, vocab_size=19, ffn_width=40
+    ),
+}
+
+
+@pytest.fixture(params=KINDS)
+def config(request) -> ModelConfig:
+    """Shape of a small model."""
+    return KINDS[request.param]
+
+
+@pytest.fixture(params=[kind for kind in KINDS if KINDS[kind].is_ngpt])
+def ngpt_config(request) -> ModelConfig:
+    """Shape of a small nGPT."""
+    return KINDS[request.param]
+
+
+@pytest.fixture
+def build() -> Callable[..., NGPT]:
+    """A model with its initial values; scaling vectors moved off their constants."""
+
+    def make(config: ModelConfig, dtype: torch.dtype = torch.float32) -> NGPT:
+        model = NGPT(config, dtype)
+        initialise(model, parameter_table(config), seed=1)
+        generator = torch.Generator().manual_seed(2)
+        for parameter in (p for p in model.parameters() if p.dim() == 1):
+            noise = torch.rand(parameter.shape, generator=generator) + 0.5
+            parameter.data *= noise
+        return model
+
+    return make

@@ -1,0 +1,119 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from megatron_ngpt.config import ScaleConfig
+from megatron_ngpt.model.attention import KeyValueCache
+from megatron_ngpt.model.ngpt import NGPT
+from megatron_ngpt.ops.hypersphere import unit
+
+TOKENS = torch.randint(19, (2, 9), generator=torch.Generator().manual_seed(4))
+
+
+def test_no_token_sees_the_future(config, build):
+    model, changed = build(config), TOKENS.clone()
+    changed[:, 5] = (changed[:, 5] + 1) % 19
+    before, after = model(TOKENS), model(changed)
+    assert torch.equal(before[:, :5], after[:, :5])
+    assert ((before - after)[:, 5:].abs().amax(-1) > 1e-4).all()
+
+
+@pytest.mark.parametrize("chunks", [[1] * 9, [5, 1, 1, 2], [4, 5]])
+def test_decoding_with_a_cache_equals_the_full_forward(config, build, chunks):
+    model = build(config)
+    caches = [KeyValueCache() for _ in range(config.layers)]
+    parts, at = [], 0
+    for size in chunks:
+        positions = torch.arange(at, at + size)
+        parts.append(model(TOKENS[:, at : at + size], positions=positions, caches=caches))
+        at += size
+    assert caches[0].keys.shape == (2, 9, config.kv_heads, config.head_dim)
+    # same sums in another order, logits of order 1
+    assert torch.allclose(torch.cat(parts, 1), model(TOKENS), atol=5e-6)
+
+
+def test_loss_is_the_mean_cross_entropy_of_the_logits(config, build):
+    model, targets = build(config), TOKENS.roll(-1, 1)
+    expected = F.cross_entropy(model(TOKENS).double().flatten(0, 1), targets.flatten())
+    assert model(TOKENS, targets).item() == pytest.approx(expected.item(), abs=1e-6)
+
+
+def test_only_distances_between_positions_matter(config, build):
+    """For nGPT with equal s_qk: it comes after the rotation and would tell dimensions apart."""
+    model = build(replace(config, init_std=0.3))
+    for attention in (block.attention for block in model.blocks.values() if config.is_ngpt):
+        attention.s_qk.value.data.fill_(0.3)
+    plain = model(TOKENS)
+    # another angle rounds elsewhere: up to 22 2^-24 each
+    assert torch.allclose(model(TOKENS, positions=torch.arange(9) + 13), plain, atol=5e-5)
+    assert torch.equal(model(TOKENS, positions=torch.arange(9).repeat(2, 1)), plain)
+    assert not torch.allclose(model(TOKENS, positions=2 * torch.arange(9)), plain, atol=5e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_hidden_states_are_unit_after_every_step(build, ngpt_config, dtype):
+    model, seen = build(ngpt_config, dtype), []
+    for block in model.blocks.values():
+        for step in (block.attention_residual, block.mlp_residual):
+            step.register_forward_hook(lambda *call: seen.append(call[-1]))
+    logits = model(TOKENS)
+    assert len(seen) == 2 * ngpt_config.layers
+    for hidden in seen:
+        assert hidden.dtype == dtype
+        # fp32: two roundings; bf16: every component rounded by at most 2^-9 of itself
+        limit = 2e-7 if dtype == torch.float32 else 2**-9
+        assert (hidden.double().norm(dim=-1) - 1).abs().max() <= limit
+    assert logits.dtype == torch.float32
+
+
+def test_logits_of_ngpt_are_cosines_times_s_z(build, ngpt_config):
+    model = build(ngpt_config)
+    h = unit(torch.randn(3, ngpt_config.width, generator=torch.Generator().manual_seed(1)))
+    cosines = F.cosine_similarity(h[:, None], model.head.weight[None], dim=-1)
+    assert torch.allclose(model.logits(h), cosines * model.s_z(), atol=1e-6)
+
+
+def test_queries_and_keys_meet_as_cosines_times_squared_s_qk(build, ngpt_config):
+    """Attention logits are sqrt(H) s_qk^2 cos; the keys that are stored have length 1."""
+    model, seen = build(ngpt_config), {}
+
+    def attend(q, k, v, scale):
+        seen.update(q=q, k=k, scale=scale)
+        return v[:, :, :1].expand_as(q)
+
+    attention = model.blocks["0"].attention
+    attention.attend = attend
+    model(TOKENS)
+    assert seen["scale"] == ngpt_config.head_dim**0.5
+    assert torch.allclose(seen["k"].norm(dim=-1), torch.ones(()), atol=1e-6)
+    s_NH = attention.s_qk().view(ngpt_config.heads, ngpt_config.head_dim)
+    assert torch.allclose((seen["q"] / s_NH**2).norm(dim=-1), torch.ones(()), atol=1e-6)
+
+
+def test_every_parameter_has_a_gradient(config, build):
+    model = build(config)
+    model(TOKENS, TOKENS.roll(-1, 1)).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+def test_bf16_activations_stay_close_to_fp32(config, build):
+    exact, rounded = build(config)(TOKENS), build(config, torch.bfloat16)(TOKENS)
+    # a handful of bf16 roundings (2^-9 of a value each) per layer
+    assert (exact - rounded).abs().max() <= 0.05 * exact.abs().max()
+    assert not torch.equal(exact, rounded)
+
+
+def test_scales_start_at_what_the_configuration_says(ngpt_config):
+    other = replace(
+        ngpt_config, alpha_mlp=ScaleConfig(init=0.2, scale=0.5), s_z=ScaleConfig(init=3.0)
+    )
+    model = NGPT(other)
+    assert model.blocks["1"].mlp_residual.alpha().tolist() == pytest.approx(
+        [0.2] * ngpt_config.width
+    )
+    assert model.blocks["1"].attention_residual.alpha().tolist() == pytest.approx([0.05] * 24)
+    assert model.s_z().tolist() == pytest.approx([3.0] * 19)

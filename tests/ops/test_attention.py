@@ -1,0 +1,88 @@
+import pytest
+import torch
+
+from megatron_ngpt.extras import available
+from megatron_ngpt.ops import attention
+from megatron_ngpt.ops.attention import flash_attention, pick_attention, sdpa_attention
+from tests.ops.compare import assert_same_maths, normal
+
+
+def exact_attention(q, k, v, scale):
+    """Plain softmax; query t of T stands at position S - T + t."""
+    T, S = q.shape[1], k.shape[1]
+    repeat = q.shape[2] // k.shape[2]
+    k, v = k.repeat_interleave(repeat, 2), v.repeat_interleave(repeat, 2)
+    scores = scale * torch.einsum("btnh,bsnh->bnts", q, k)
+    future = torch.arange(S) > torch.arange(T)[:, None] + S - T
+    weights = scores.masked_fill(future, -torch.inf).softmax(-1)
+    return torch.einsum("bnts,bsnh->btnh", weights, v)
+
+
+SHAPES = {  # T, S, N, K, H
+    "one token": (1, 1, 2, 2, 8),
+    "square": (7, 7, 3, 3, 10),
+    "grouped": (9, 9, 6, 2, 16),
+    "multi-query": (5, 5, 4, 1, 8),
+    "one token after a cache": (1, 6, 4, 2, 8),
+    "chunk after a cache": (3, 8, 4, 2, 8),
+    "long": (130, 130, 2, 1, 32),
+}
+
+
+def inputs(T, S, N, K, H, dtype):
+    q, k, v = normal(2, T, N, H), normal(2, S, K, H, seed=1), normal(2, S, K, H, seed=2)
+    return [x.to(dtype) for x in (q, k, v)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("scale", [0.3, 1.0])
+def test_sdpa_is_causal_softmax(shape, scale, dtype, device):
+    found = assert_same_maths(
+        lambda q, k, v: sdpa_attention(q, k, v, scale),
+        lambda q, k, v: exact_attention(q, k, v, scale),
+        inputs(*SHAPES[shape], dtype),
+        dtype,
+        device,
+    )
+    assert found.dtype == dtype
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("shape", [n for n in SHAPES if SHAPES[n][4] % 8 == 0])
+def test_flash_is_causal_softmax(shape):
+    if not (torch.cuda.is_available() and available("flash_attn")):
+        pytest.skip("no GPU or no flash-attn here")
+    assert_same_maths(
+        lambda q, k, v: flash_attention(q, k, v, 0.3),
+        lambda q, k, v: exact_attention(q, k, v, 0.3),
+        inputs(*SHAPES[shape], torch.bfloat16),
+        torch.bfloat16,
+        torch.device("cuda"),
+    )
+
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+
+
+@pytest.mark.parametrize("installed", [True, False])
+def test_auto_takes_flash_only_where_it_fits(monkeypatch, installed):
+    monkeypatch.setattr(attention, "available", lambda _: installed)
+    monkeypatch.setattr(attention, "require", lambda *_: None)
+    best = flash_attention if installed else sdpa_attention
+    assert pick_attention("auto", GPU, torch.bfloat16) is best
+    assert pick_attention("auto", GPU, torch.float32) is sdpa_attention
+    assert pick_attention("auto", CPU, torch.bfloat16) is sdpa_attention
+    assert pick_attention("sdpa", GPU, torch.bfloat16) is sdpa_attention
+
+
+@pytest.mark.parametrize(("device", "dtype"), [(CPU, torch.bfloat16), (GPU, torch.float32)])
+def test_flash_is_refused_where_it_cannot_run(device, dtype):
+    with pytest.raises(ValueError, match=rf"flash needs .* not {device.type} and {dtype}: set"):
+        pick_attention("flash", device, dtype)
+
+
+def test_missing_flash_is_told_when_asked_for():
+    if available("flash_attn"):
+        pytest.skip("flash-attn is installed")
+    with pytest.raises(ModuleNotFoundError, match=r"megatron-ngpt\[gpu\]"):
+        pick_attention("flash", GPU, torch.bfloat16)

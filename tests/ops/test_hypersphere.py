@@ -1,0 +1,78 @@
+import pytest
+import torch
+
+from megatron_ngpt.ops.hypersphere import Scale, residual_step, unit
+from tests.ops.compare import assert_same_maths, normal
+
+SHAPES = [(1, 1), (5, 33), (2, 3, 257)]
+
+
+def exact_unit(x, dim=-1):
+    return x / x.pow(2).sum(dim, keepdim=True).sqrt()
+
+
+def exact_step(h, branch, alpha):
+    h = exact_unit(h)
+    return exact_unit(h + alpha.abs() * (exact_unit(branch) - h))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+@pytest.mark.parametrize("dim", [-1, 0])
+def test_unit(shape, dim, dtype, device):
+    x = normal(*shape).to(dtype)
+    found = assert_same_maths(
+        lambda x: unit(x, dim), lambda x: exact_unit(x, dim), [x], dtype, device
+    )
+    assert found.dtype == dtype
+
+
+@pytest.mark.parametrize("size", [1e-6, 1e-3, 1e6])
+def test_unit_of_long_and_short_vectors(size):
+    norms = unit(size * normal(4, 65)).double().norm(dim=-1)
+    assert (norms - 1).abs().max() <= 2e-7
+
+
+def test_unit_accumulates_in_fp32():
+    """A bf16 sum of these squares would stop growing at 256."""
+    assert unit(torch.ones(4096, dtype=torch.bfloat16)).tolist() == [1 / 64] * 4096
+
+
+def test_unit_of_zeros_is_zeros(dtype, device):
+    assert unit(torch.zeros(2, 5, dtype=dtype, device=device)).tolist() == [[0.0] * 5] * 2
+
+
+@pytest.mark.parametrize("shape", SHAPES[1:])
+def test_residual_step(shape, dtype, device):
+    h, branch = normal(*shape).to(dtype), (30 * normal(*shape, seed=1)).to(dtype)
+    alpha = 0.3 * normal(shape[-1], seed=2)  # either sign
+    found = assert_same_maths(residual_step, exact_step, [h, branch, alpha], dtype, device)
+    assert found.dtype == dtype
+    if dtype == torch.float32:
+        assert (found.double().norm(dim=-1) - 1).abs().max() <= 2e-7
+
+
+def test_residual_step_of_alpha_0_and_1():
+    h, branch = unit(normal(3, 17)), normal(3, 17, seed=1)
+    assert torch.allclose(residual_step(h, branch, torch.zeros(17)), h, atol=1e-7)
+    assert torch.allclose(residual_step(h, branch, torch.ones(17)), unit(branch), atol=1e-7)
+
+
+def test_residual_step_with_a_silent_branch_stays():
+    h = unit(normal(3, 17)).requires_grad_()
+    branch = torch.zeros(3, 17, requires_grad=True)
+    found = residual_step(h, branch, torch.full((17,), 0.05))
+    assert torch.allclose(found, h, atol=1e-7)
+    found.sum().backward()
+    assert h.grad.isfinite().all()
+    assert branch.grad.isfinite().all()
+
+
+@pytest.mark.parametrize(("init", "scale"), [(0.05, 0.125), (1.0, 1.0), (2.0, 0.01)])
+def test_scale_starts_at_init_and_moves_by_lr_init_over_scale(init, scale):
+    learned = Scale(6, init, scale)
+    assert learned.value.tolist() == pytest.approx([scale] * 6)
+    assert learned().tolist() == pytest.approx([init] * 6)
+    with torch.no_grad():
+        learned.value += 0.001
+    assert (learned() - init).tolist() == pytest.approx([0.001 * init / scale] * 6, rel=1e-3)
+    assert learned().dtype == torch.float32
