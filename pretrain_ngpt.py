@@ -12,7 +12,7 @@ import sys
 import traceback
 from contextlib import redirect_stderr
 
-from megatron_ngpt.config import Config, check_batch, parse_config
+from megatron_ngpt.config import Config, parse_config
 from megatron_ngpt.data.corpus import open_corpora
 from megatron_ngpt.engine.checkpoint.checkpointer import SaveFailed
 from megatron_ngpt.engine.engine import Engine
@@ -27,6 +27,7 @@ from megatron_ngpt.mesh.launch import (
     without_local_rank,
 )
 from megatron_ngpt.mesh.mesh import Mesh
+from megatron_ngpt.parallel.plan import check_topology
 from megatron_ngpt.train.loop import train
 from megatron_ngpt.train.metrics import check_outputs
 
@@ -35,7 +36,7 @@ def main(launch: Launch, argv: list[str]) -> None:
     """Everything that can be refused is refused before the process group starts."""
     config = _parse(argv)
     degrees = Degrees.of(config.parallel, launch.world_size)
-    check_batch(config, degrees.dp)
+    check_topology(config, degrees)
     corpus, valid = open_corpora(config.data)
     device = pick_device(config.engine.device, launch.local_rank)
     if launch.rank == 0:

@@ -2,6 +2,7 @@
 
     python tools/verify_golden.py FILE.safetensors
     torchrun --nproc-per-node 2 tools/verify_golden.py FILE.safetensors --zero_stage 3
+    torchrun --nproc-per-node 4 tools/verify_golden.py FILE.safetensors --tp 2 --pp 2
 
 The trace holds initial weights, tokens, logits and gradients of step 0 and final weights; FILE.json
 beside it holds the configuration and every step's loss and gradient norm. Exit code 1 when a
@@ -22,13 +23,20 @@ import torch.distributed as dist
 from safetensors.torch import load_file
 from torch import Tensor
 
-from megatron_ngpt.config import Config, DataConfig, EngineConfig, OptimConfig, TrainConfig
-from megatron_ngpt.engine import zero
+from megatron_ngpt.config import (
+    Config,
+    DataConfig,
+    EngineConfig,
+    OptimConfig,
+    ParallelConfig,
+    TrainConfig,
+)
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.interop import nvidia
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.launch import finish, pick_device, read_launch, start
 from megatron_ngpt.mesh.mesh import Mesh
+from megatron_ngpt.parallel.plan import check_topology
 
 # a few times what another order of summation moves in the reference itself; the unnormalised
 # model is that much more chaotic at these learning rates
@@ -46,8 +54,11 @@ def main() -> int:
     start(launch, device)
     trace = load_file(options.trace)
     facts = json.loads(options.trace.with_suffix(".json").read_text())
-    config = _config(facts, trace["tokens"], options.zero_stage, launch.world_size)
-    mesh = Mesh.build(Degrees.of(config.parallel, launch.world_size), device)
+    parallel = ParallelConfig(tp=options.tp, pp=options.pp, schedule=options.schedule)
+    degrees = Degrees.of(parallel, launch.world_size)
+    config = _config(facts, trace["tokens"], options.zero_stage, parallel, degrees.dp)
+    check_topology(config, degrees)
+    mesh = Mesh.build(degrees, device)
     found = replay(Engine(config, mesh), trace, facts["steps"])
     return _report(found, TOLERANCES[config.model.architecture], launch.rank)
 
@@ -56,17 +67,18 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("trace", type=Path, help="NAME.safetensors with NAME.json beside it")
     parser.add_argument("--zero_stage", type=int, default=1, choices=range(4))
+    parser.add_argument("--tp", type=int, default=1, help="tensor-parallel degree")
+    parser.add_argument("--pp", type=int, default=1, help="pipeline-parallel degree")
+    parser.add_argument("--schedule", default="1f1b", help="of the pipeline")
     return parser.parse_args()
 
 
-def _config(facts: dict[str, Any], tokens: Tensor, zero_stage: int, world_size: int) -> Config:
+def _config(
+    facts: dict[str, Any], tokens: Tensor, zero_stage: int, parallel: ParallelConfig, dp: int
+) -> Config:
     """Our configuration of the traced run."""
     optimizer = facts["optimizer"]
     batch = tokens.shape[1]
-    if batch % world_size:
-        raise SystemExit(
-            f"the trace has {batch} sequences a step: start a divisor of {batch} ranks"
-        )
     return Config(
         model=nvidia.model_config(facts["config"]),
         optim=OptimConfig(
@@ -78,9 +90,12 @@ def _config(facts: dict[str, Any], tokens: Tensor, zero_stage: int, world_size: 
             grad_clip=optimizer["grad_clip"],
             zero_stage=zero_stage,
         ),
+        parallel=parallel,
         data=DataConfig(seq_len=tokens.shape[2] - 1),
         train=TrainConfig(
-            steps=len(facts["steps"]), global_batch=batch, micro_batch=batch // world_size
+            steps=len(facts["steps"]),
+            global_batch=batch,
+            micro_batch=1 if parallel.pp > 1 else max(1, batch // dp),
         ),
         engine=EngineConfig(attention="sdpa"),
     )
@@ -88,21 +103,21 @@ def _config(facts: dict[str, Any], tokens: Tensor, zero_stage: int, world_size: 
 
 def replay(engine: Engine, trace: dict[str, Tensor], steps: list[dict]) -> dict[str, float]:
     """Largest absolute difference of each kind over this rank's part of the trace."""
-    engine.set_weights(nvidia.from_nvidia(_part(trace, "init.")))
+    engine.masters.set_weights(nvidia.from_nvidia(_part(trace, "init.")))
     rank, dp = engine.mesh.index("dp"), engine.mesh.degrees.dp
     rows = [step.chunk(dp)[rank].to(engine.mesh.device).long() for step in trace["tokens"]]
-    logits = _logits(engine, rows[0])
-    found = {"logits": _largest([_distance(logits, trace["logits"].chunk(dp)[rank])])}
+    found = {"logits": _logits(engine, rows[0], trace["logits"].chunk(dp)[rank])}
     losses, norms = [], []
     for row, step in zip(rows, steps, strict=True):
-        loss = engine.mean(engine.backward(row[None, :, :-1], row[None, :, 1:]))
+        micro = row.unflatten(0, (-1, engine.config.train.micro_batch))
+        loss = engine.mean(engine.backward(micro[..., :-1], micro[..., 1:]))
         if "gradients" not in found:
             found["gradients"] = _gradients(engine, _part(trace, "grad."))
         grad_norm = engine.update(engine.config.optim.lr)
         losses.append(abs(loss - step["loss"]))
         norms.append(abs(grad_norm - step["grad_norm"]))
     found |= {"loss": _largest(losses), "grad_norm": _largest(norms)}
-    ours = {name: engine.full_weight(name) for name in engine.table}
+    ours = {name: engine.masters.full_weight(name) for name in engine.table}
     final = _part(trace, "final.").items()
     found["weights"] = _largest(_distance(nvidia.stack(name, ours), value) for name, value in final)
     return found
@@ -121,17 +136,17 @@ def _distance(ours: Tensor, theirs: Tensor) -> float:
     return float((ours.cpu().float() - theirs).abs().max())
 
 
-@torch.no_grad()
-def _logits(engine: Engine, rows: Tensor) -> Tensor:
-    engine.deepspeed.eval()
-    logits: Tensor = engine.deepspeed(rows[:, :-1])
-    return logits
+def _logits(engine: Engine, rows: Tensor, theirs: Tensor) -> float:
+    """Largest distance of the logits, micro-batch by micro-batch; 0 on ranks that have none."""
+    micro = rows[:, :-1].split(engine.config.train.micro_batch)
+    ours = [engine.logits(tokens) for tokens in micro]
+    found = [logits for logits in ours if logits is not None]
+    return _largest([_distance(torch.cat(found), theirs)]) if found else 0.0
 
 
 def _gradients(engine: Engine, theirs: dict[str, Tensor]) -> float:
     """Largest distance of the gradients that the backward left for the optimizer."""
-    parameters = engine.deepspeed.module.named_parameters()
-    ours = {name: zero.full_gradient(parameter) for name, parameter in parameters}
+    ours = {name: engine.masters.full_gradient(name) for name in engine.table}
     return _largest(_distance(nvidia.stack(name, ours), value) for name, value in theirs.items())
 
 

@@ -13,7 +13,7 @@ def check(config: Config) -> None:
     """Raise one ValueError that lists every impossible setting, each with the way out."""
     # the second kind reckons with values of which the first kind makes sure
     problems = list(_positive(config)) or [
-        *_model(config), *_optim(config), *_engine(config), *_run(config)
+        *_model(config), *_optim(config), *_engine(config), *_parallel(config), *_run(config)
     ]  # fmt: skip
     if problems:
         raise ValueError("impossible configuration:\n" + "\n".join(f"  - {p}" for p in problems))
@@ -102,14 +102,36 @@ def _engine(config: Config) -> Iterator[str]:
         yield "engine.attention = flash needs a GPU, not engine.device = cpu: set it to auto"
 
 
+def _parallel(config: Config) -> Iterator[str]:
+    parallel, stage = config.parallel, config.optim.zero_stage
+    if parallel.cp > 1:
+        yield f"parallel.cp = {parallel.cp}: this version has no context parallelism; set it to 1"
+    if parallel.pp > 1 and stage > 1:
+        yield (
+            f"optim.zero_stage = {stage} with parallel.pp = {parallel.pp}: a pipeline runs many "
+            "backward passes before one reduction, which stages 2 and 3 would do each time anew: "
+            "set optim.zero_stage to 0 or 1, or parallel.pp to 1"
+        )
+    if parallel.pp > 1 and config.train.compile and parallel.schedule in ("zero_bubble", "zbv"):
+        yield (
+            f"train.compile with parallel.schedule = {parallel.schedule}: a compiled block has one "
+            "backward, which a zero-bubble schedule would split: choose 1f1b or interleaved"
+        )
+    if (parallel.stages_per_rank > 1) == (parallel.schedule == "1f1b"):
+        yield (
+            f"parallel.stages_per_rank = {parallel.stages_per_rank} with parallel.schedule = "
+            f"{parallel.schedule}: 1f1b has 1 stage a rank, the others several"
+        )
+    if parallel.schedule == "zbv" and parallel.stages_per_rank != 2:
+        yield f"parallel.stages_per_rank = {parallel.stages_per_rank}: zbv has 2 stages a rank"
+    if config.data.seq_len % parallel.tp:
+        yield (
+            f"data.seq_len = {config.data.seq_len} is not a multiple of parallel.tp = "
+            f"{parallel.tp}, whose ranks share its tokens: change one of them"
+        )
+
+
 def _run(config: Config) -> Iterator[str]:
-    for axis in ("tp", "pp", "cp"):
-        degree = getattr(config.parallel, axis)
-        if degree > 1:
-            yield (
-                f"parallel.{axis} = {degree}: this version trains with data parallelism (dp) and "
-                f"ZeRO; set parallel.{axis} to 1"
-            )
     if config.train.stop_at > config.train.steps:
         yield (
             f"train.stop_at = {config.train.stop_at} is above train.steps = "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +15,7 @@ from jsonargparse import ArgumentParser, set_parsing_settings
 
 from megatron_ngpt.config.checks import check
 from megatron_ngpt.config.model import ModelConfig
+from megatron_ngpt.config.run import ParallelConfig
 from megatron_ngpt.config.tree import Config
 
 
@@ -54,6 +56,7 @@ def parser() -> ArgumentParser:
     made.add_argument("--config", action="config", help="YAML file; later options win over it")
     made.add_class_arguments(Config, as_group=False)
     made.set_defaults(_as_written(ModelConfig, "model."))
+    made.set_defaults(_as_written(ParallelConfig, "parallel."))
     return made
 
 
@@ -112,6 +115,5 @@ def load_config(path: str | Path, *overrides: str) -> Config:
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write every field, derived ones included, as YAML that :func:`load_config` reads back."""
-    plain = config.to_dict()
-    plain["optim"]["betas"] = list(plain["optim"]["betas"])
+    plain = json.loads(json.dumps(config.to_dict()))  # tuples become lists
     Path(path).write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")

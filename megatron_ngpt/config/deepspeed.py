@@ -14,9 +14,11 @@ def uses_low_precision_copy(config: Config) -> bool:
 
     ZeRO 1 and 2 replicate the parameters, so a bf16 copy saves memory and traffic. At stage 0 every
     rank holds every master anyway, and at stage 3 the partitions are the masters: there the
-    parameters stay fp32 and are cast where they are used.
+    parameters stay fp32 and are cast where they are used. So they do with a pipeline, whose
+    schedules add up gradients in the parameters' own dtype, which has to be fp32.
     """
-    return config.train.dtype == "bf16" and config.optim.zero_stage in (1, 2)
+    replicated = config.optim.zero_stage in (1, 2) and config.parallel.pp == 1
+    return config.train.dtype == "bf16" and replicated
 
 
 def deepspeed_config(config: Config, dp: int) -> dict[str, Any]:
@@ -30,7 +32,10 @@ def deepspeed_config(config: Config, dp: int) -> dict[str, Any]:
     train, optim = config.train, config.optim
     made: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": train.micro_batch,
-        "gradient_accumulation_steps": train.global_batch // (train.micro_batch * dp),
+        # a pipeline runs all micro-batches before DeepSpeed sees a gradient
+        "gradient_accumulation_steps": 1
+        if config.parallel.pp > 1
+        else train.global_batch // (train.micro_batch * dp),
         # stage 0 is clipped by the engine, which wants to know the norm
         "gradient_clipping": optim.grad_clip if optim.zero_stage else 0.0,
         "zero_optimization": {

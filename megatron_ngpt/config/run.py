@@ -19,6 +19,22 @@ class ParallelConfig:
     cp: int = 1
     """Context parallelism: ranks that share every sequence."""
 
+    schedule: Literal["1f1b", "interleaved", "zero_bubble", "zbv"] = "1f1b"
+    """Order of forward and backward passes over the pipeline. interleaved: 1F1B with several
+    stages a rank; zero_bubble: the same with weight gradients filling the gaps; zbv: two stages a
+    rank in a V, weight gradients filling the gaps."""
+
+    stages_per_rank: int = 0
+    """Pipeline stages on one rank; 0 means 1 for 1f1b and 2 for the others."""
+
+    layers_per_stage: tuple[int, ...] = ()
+    """Number of layers of each stage, first to last; empty means balanced, the head weighed."""
+
+    def __post_init__(self) -> None:
+        """Replace "0 means ..." by its value."""
+        stages = self.stages_per_rank or (1 if self.schedule == "1f1b" else 2)
+        object.__setattr__(self, "stages_per_rank", stages)
+
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
@@ -99,6 +115,10 @@ class TrainConfig:
 
     stop_at: int = 0
     """Save and exit after this step although the schedule goes on to steps; 0 means never."""
+
+    recompute: bool = False
+    """Keep only each block's input and compute the block again in backward (activation
+    checkpointing): less memory, about a third more computation."""
 
     compile: bool = False
     """Compile the blocks with torch.compile."""

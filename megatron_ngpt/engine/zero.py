@@ -6,8 +6,9 @@ Attribute names of DeepSpeed's optimizers are used here and nowhere else. Tested
 from __future__ import annotations
 
 import logging
+import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -15,11 +16,14 @@ import torch
 from torch import Tensor, nn
 
 from megatron_ngpt.engine.fragment import Fragment
+from megatron_ngpt.engine.mpu import Mpu
 from megatron_ngpt.extras import require
+from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.model.spec import ParameterSpec
+from megatron_ngpt.parallel.apply import Parts, table_parameters
 from megatron_ngpt.parallel.shard import Shard
 
-BuildOptimizer = Callable[[Any], torch.optim.Optimizer]
+BuildOptimizer = Callable[[], torch.optim.Optimizer]
 
 
 def prepare(device: torch.device) -> Any:
@@ -35,42 +39,64 @@ def prepare(device: torch.device) -> Any:
     return deepspeed
 
 
-def construction(deepspeed: Any, settings: dict[str, Any]) -> AbstractContextManager:
+def construction(deepspeed: Any, settings: dict[str, Any], mesh: Mesh) -> AbstractContextManager:
     """Context in which to build the model: at stage 3 parameters are partitioned as they appear."""
     if settings["zero_optimization"]["stage"] < 3:
         return nullcontext()
     # no dtype argument: on CPU, DeepSpeed 0.19.8 would take bf16 whatever it says
-    context: AbstractContextManager = deepspeed.zero.Init(config_dict_or_path=settings)
+    context: AbstractContextManager = deepspeed.zero.Init(
+        config_dict_or_path=settings, data_parallel_group=mesh.group("dp"), mpu=_mpu(mesh)
+    )
     return context
+
+
+def _mpu(mesh: Mesh) -> Mpu | None:
+    """None where data parallelism is all there is, which is DeepSpeed's own default."""
+    return Mpu(mesh) if mesh.model_group.size() > 1 else None
 
 
 def start(
     deepspeed: Any,
-    model: nn.Module,
-    table: dict[str, ParameterSpec],
+    model: Parts,
+    table: Mapping[str, ParameterSpec],
+    shards: Mapping[str, Shard],
     settings: dict[str, Any],
     build_optimizer: BuildOptimizer,
     dtype: torch.dtype,
+    mesh: Mesh,
 ) -> Any:
-    """A DeepSpeedEngine around the model, its optimizer made by ``build_optimizer(parameters)``."""
-    if settings["zero_optimization"]["stage"] == 3 and dtype != torch.float32:
-        for name, parameter in model.named_parameters():
-            if not table[name].keeps_fp32:
-                # gather in bf16: half the traffic, and the values are cast at use anyway
-                setattr(parameter, "comm_dtype", dtype)  # noqa: B010 (mypy knows no such attribute)
+    """A DeepSpeedEngine around the model, its optimizer made by ``build_optimizer()``."""
+    named = list(table_parameters(model))
+    for name, parameter in named:
+        # norms count a shard on every tensor-parallel rank, a replicated parameter on the first
+        split = not shards[name].replicated
+        _mark(parameter, tensor_model_parallel=split, model_parallel=split)
+        if settings["zero_optimization"]["stage"] == 3 and not table[name].keeps_fp32:
+            # gather in bf16: half the traffic, and the values are cast at use anyway
+            _mark(parameter, **({} if dtype == torch.float32 else {"comm_dtype": dtype}))
 
-    def optimizer_once_cast(parameters: Any) -> torch.optim.Optimizer:
+    def optimizer_once_cast(_: Any) -> torch.optim.Optimizer:
         # DeepSpeed has just cast every parameter to bf16; scaling vectors go back to fp32 before
         # any optimizer sees them
-        for name, parameter in model.named_parameters():
+        for name, parameter in named:
             if table[name].keeps_fp32:
                 parameter.data = parameter.data.float()
-        return build_optimizer(parameters)
+        return build_optimizer()
 
     engine, *_ = deepspeed.initialize(
-        model=model, optimizer=optimizer_once_cast, config=settings, dist_init_required=False
+        model=model,
+        optimizer=optimizer_once_cast,
+        config=settings,
+        dist_init_required=False,
+        mpu=_mpu(mesh),
     )
     return engine
+
+
+def _mark(parameter: nn.Parameter, **attributes: Any) -> None:
+    """Set the attributes by which DeepSpeed recognises kinds of parameters."""
+    for name, value in attributes.items():
+        setattr(parameter, name, value)
 
 
 def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
@@ -80,14 +106,15 @@ def inner_optimizer(engine: Any) -> torch.optim.Optimizer:
 
 
 def fragments(
-    engine: Any, table: dict[str, ParameterSpec], shards: dict[str, Shard]
+    engine: Any, table: Mapping[str, ParameterSpec], shards: Mapping[str, Shard]
 ) -> list[Fragment]:
     """This rank's piece of every parameter, in an order all ranks share; empty ones included."""
-    names = {id(parameter): name for name, parameter in engine.module.named_parameters()}
+    names = {id(parameter): name for name, parameter in table_parameters(engine.module)}
     found = []
     for parameter, start, length, flat, offset, group in _pieces(engine):
         name = names[id(parameter)]
-        found.append(Fragment(table[name], shards[name], start, length, flat, offset, group))
+        real = max(0, min(length, math.prod(shards[name].real) - start))  # less tp's padding
+        found.append(Fragment(table[name], shards[name], start, real, flat, offset, group))
     return found
 
 
@@ -147,6 +174,16 @@ def refresh_copies(engine: Any) -> None:
         if small:
             small[0].partition(small)
             small[0].all_gather(small)
+
+
+def reduce_after_pipeline(engine: Any) -> None:
+    """Average gradients over dp once all micro-batches went through the pipeline."""
+    engine.set_gradient_accumulation_boundary(True)
+    if engine.zero_optimization_stage() == 1:
+        engine.optimizer.set_gradient_accumulation_boundary(True)
+        engine.optimizer.reduce_gradients(pipeline_parallel=True)
+    else:
+        engine.allreduce_gradients()
 
 
 def full_gradient(parameter: nn.Parameter) -> Tensor:

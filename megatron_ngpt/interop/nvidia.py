@@ -18,7 +18,7 @@ _ROOT = {
     "transformer.wte.weight": ("embed.weight",),
     "lm_head.weight": ("head.weight",),
     "sz": ("s_z.value",),
-    "rmsnorm_f.weight": ("final_norm.weight",),
+    "rmsnorm_f.weight": ("final_norm.gain.value",),
 }
 _BLOCK = {
     "query.weight": ("attention.query.weight",),
@@ -31,8 +31,8 @@ _BLOCK = {
     "suv": ("mlp.s_u.value", "mlp.s_v.value"),
     "attn_alpha": ("attention_residual.alpha.value",),
     "mlp_alpha": ("mlp_residual.alpha.value",),
-    "rmsnorm_att.weight": ("attention_residual.norm.weight",),
-    "rmsnorm_mlp.weight": ("mlp_residual.norm.weight",),
+    "rmsnorm_att.weight": ("attention_residual.norm.gain.value",),
+    "rmsnorm_mlp.weight": ("mlp_residual.norm.gain.value",),
 }
 
 

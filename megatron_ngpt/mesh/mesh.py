@@ -18,12 +18,15 @@ class Mesh:
     degrees: Degrees
     device: torch.device
     device_mesh: DeviceMesh
+    model_group: dist.ProcessGroup
+    """Ranks that together hold one copy of the model: axes pp and tp."""
 
     @classmethod
     def build(cls, degrees: Degrees, device: torch.device) -> Mesh:
         """Create the process groups of every axis (collective over all ranks)."""
         made = init_device_mesh(device.type, degrees.shape, mesh_dim_names=AXES)
-        return cls(degrees=degrees, device=device, device_mesh=made)
+        model_group = _model_group(degrees)
+        return cls(degrees=degrees, device=device, device_mesh=made, model_group=model_group)
 
     def group(self, axis: str) -> dist.ProcessGroup:
         """Process group of the ranks that differ from this one in this axis only."""
@@ -37,3 +40,17 @@ class Mesh:
     def rank(self) -> int:
         """Global rank."""
         return dist.get_rank()
+
+
+def _model_group(degrees: Degrees) -> dist.ProcessGroup:
+    """The group of this rank; every rank takes part in making every group."""
+    members: dict[tuple[int, int], list[int]] = {}
+    for rank in range(dist.get_world_size()):
+        at = degrees.coordinates(rank)
+        members.setdefault((at["dp"], at["cp"]), []).append(rank)
+    mine = None
+    for ranks in members.values():
+        group = dist.new_group(ranks)
+        mine = group if dist.get_rank() in ranks else mine
+    assert mine is not None
+    return mine

@@ -7,9 +7,11 @@ docs/architecture.md. Shapes: B batch, T tokens, D width, V token ids.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from megatron_ngpt.config import ModelConfig, ScaleConfig
 from megatron_ngpt.model.attention import Attention, KeyValueCache
@@ -70,10 +72,29 @@ def _residual(model: ModelConfig, alpha: ScaleConfig) -> nn.Module:
     return PreNormResidual(model.width, model.norm_eps)
 
 
+@dataclass(frozen=True)
+class Part:
+    """Which layers of the model a module holds; pipeline stages hold some, one device all."""
+
+    layers: range
+    """Numbers of its blocks."""
+
+    first: bool = True
+    """Whether it embeds tokens."""
+
+    last: bool = True
+    """Whether it predicts them."""
+
+
 class NGPT(nn.Module):
-    """Language model: token ids in, logits or mean loss out.
+    """Language model: token ids in, logits or mean loss out; or one pipeline stage of it.
 
     Parameters are allocated, not initialised: values come from ``model.initial`` or a checkpoint.
+
+    Attributes that parallelism sets from outside:
+        loss: (logits, targets) -> mean loss.
+        sequence_shards: how many ranks share the tokens of h.
+        recompute: whether to keep only each block's input for backward.
     """
 
     def __init__(
@@ -81,43 +102,57 @@ class NGPT(nn.Module):
         model: ModelConfig,
         dtype: torch.dtype = torch.float32,
         attend: Attend = sdpa_attention,
+        part: Part | None = None,
     ) -> None:
         super().__init__()
         D, V = model.width, model.vocab_size
-        self.config = model
-        self.embed = Embedding(V, D, dtype)
-        self.blocks = nn.ModuleList(Block(model, attend) for _ in range(model.layers))
-        self.final_norm = None if model.is_ngpt else RMSNorm(D, model.norm_eps)
-        self.head = Linear(D, V)
-        self.s_z = Scale(V, model.s_z.init, model.s_z.scale) if model.is_ngpt else None
+        part = part or Part(range(model.layers))
+        self.config, self.part = model, part
+        self.embed = Embedding(V, D, dtype) if part.first else None
+        self.blocks = nn.ModuleDict({str(n): Block(model, attend) for n in part.layers})
+        self.final_norm = None if model.is_ngpt or not part.last else RMSNorm(D, model.norm_eps)
+        self.head = Linear(D, V) if part.last else None
+        self.s_z = (
+            Scale(V, model.s_z.init, model.s_z.scale) if part.last and model.is_ngpt else None
+        )
+        self.loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+        self.sequence_shards = 1
+        self.recompute = False
 
     def forward(
         self,
-        tokens_BT: Tensor,
+        x: Tensor,
         targets_BT: Tensor | None = None,
         positions: Tensor | None = None,
         caches: Sequence[KeyValueCache] | None = None,
     ) -> Tensor:
         """Fp32 logits [B, T, V], or the mean cross-entropy in nats when targets are given.
 
+        A part without the last layers returns hidden states [B, T, D].
+
         Args:
-            tokens_BT: token ids.
-            targets_BT: the ids that follow them.
+            x: token ids [B, T], or the hidden states that the part before this one returned.
+            targets_BT: the ids that follow; only the last part looks at them.
             positions: [T] or [B, T]; 0..T-1 when not given.
             caches: one per block, for generation.
         """
+        h = x if self.embed is None else self.embed(x)
         if positions is None:
-            positions = torch.arange(tokens_BT.shape[1], device=tokens_BT.device)
+            positions = torch.arange(h.shape[1] * self.sequence_shards, device=h.device)
         rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
-        h = self.embed(tokens_BT)
-        for number, block in enumerate(self.blocks):
-            h = block(h, rotary, None if caches is None else caches[number])
-        logits_BTV = self.logits(h)
-        return logits_BTV if targets_BT is None else cross_entropy(logits_BTV, targets_BT)
+        for number, block in enumerate(self.blocks.values()):
+            if self.recompute and self.training:
+                h = checkpoint(block, h, rotary, use_reentrant=False)
+            else:
+                h = block(h, rotary, None if caches is None else caches[number])
+        if self.head is None:
+            return h
+        logits_BTV = self.logits(h, self.head)
+        return logits_BTV if targets_BT is None else self.loss(logits_BTV, targets_BT)
 
-    def logits(self, h_BTD: Tensor) -> Tensor:
+    def logits(self, h_BTD: Tensor, head: nn.Module) -> Tensor:
         """Fp32 logits [B, T, V] of final hidden states; nGPT scales them by s_z (eq. 3)."""
         if self.final_norm is not None:
             h_BTD = self.final_norm(h_BTD)
-        logits_BTV = self.head(h_BTD).float()
+        logits_BTV: Tensor = head(h_BTD).float()
         return logits_BTV if self.s_z is None else logits_BTV * self.s_z()

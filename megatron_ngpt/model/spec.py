@@ -41,6 +41,11 @@ class ParameterSpec:
     """Initial value when std is 0."""
 
     @property
+    def over_vocab(self) -> bool:
+        """Whether dimension 0 counts token ids, which tp may have to pad."""
+        return self.name in ("embed.weight", "head.weight", "s_z.value")
+
+    @property
     def keeps_fp32(self) -> bool:
         """Whether it stays fp32 when matrices are bf16."""
         return self.group == "vector"
@@ -57,7 +62,7 @@ def parameter_table(model: ModelConfig) -> dict[str, ParameterSpec]:
     if model.is_ngpt:
         rows.append(_vector("s_z.value", V, 0, model.s_z.scale))
     else:
-        rows.append(_vector("final_norm.weight", D, None, 1.0))
+        rows.append(_vector("final_norm.gain.value", D, None, 1.0))
     return {row.name: row for row in rows}
 
 
@@ -75,7 +80,7 @@ def _block(model: ModelConfig, at: str) -> list[ParameterSpec]:
         _outward(model, at + "mlp.down.weight", F),
     ]
     if not model.is_ngpt:
-        norms = ("attention_residual.norm.weight", "mlp_residual.norm.weight")
+        norms = ("attention_residual.norm.gain.value", "mlp_residual.norm.gain.value")
         return rows + [_vector(at + name, D, None, 1.0) for name in norms]
     return [
         *rows,

@@ -55,13 +55,22 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """Rows of a table by token id, in a given dtype."""
+    """Rows of a table by token id, in a given dtype.
+
+    With ``first_row`` set, the table holds the rows from there on and every other id gives zeros.
+    """
 
     def __init__(self, rows: int, width: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.dtype = dtype
+        self.first_row: int | None = None
         self.weight = nn.Parameter(torch.empty(rows, width))
 
     def forward(self, tokens: Tensor) -> Tensor:
         """Integer ids [...] -> [..., width]; cast after the lookup, which touches few rows."""
-        return F.embedding(tokens, self.weight).to(self.dtype)
+        if self.first_row is None:
+            return F.embedding(tokens, self.weight).to(self.dtype)
+        rows = tokens - self.first_row
+        elsewhere = (rows < 0) | (rows >= self.weight.shape[0])
+        found = F.embedding(rows.masked_fill(elsewhere, 0), self.weight).to(self.dtype)
+        return found.masked_fill(elsewhere[..., None], 0)

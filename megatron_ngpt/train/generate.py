@@ -40,7 +40,7 @@ def generate(
         raise ValueError("the prompt has no tokens: give at least one character of text")
     if temperature < 0 or not 0 < top_p <= 1:
         raise ValueError(f"temperature = {temperature} must be >= 0, top_p = {top_p} in (0, 1]")
-    device = model.embed.weight.device
+    device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
     caches = [KeyValueCache() for _ in model.blocks]
     fresh, seen = torch.tensor([list(prompt)], device=device), 0

@@ -28,9 +28,11 @@ IMPOSSIBLE = {
     "--train.stop_at 11 --train.steps 10": ["train.stop_at = 11", "train.steps = 10", "set 0"],
     "--data.valid_fraction 1": ["data.valid_fraction = 1", "[0, 1)"],
     "--data.seq_len 0": ["data.seq_len = 0", "at least 1"],
-    "--parallel.tp 2": ["parallel.tp = 2", "set parallel.tp to 1"],
-    "--parallel.pp 2": ["parallel.pp = 2", "set parallel.pp to 1"],
-    "--parallel.cp 2": ["parallel.cp = 2", "set parallel.cp to 1"],
+    "--parallel.cp 2": ["parallel.cp = 2", "set it to 1"],
+    "--parallel.pp 2 --optim.zero_stage 2": ["optim.zero_stage = 2", "parallel.pp = 2", "to 0 or 1"],
+    "--parallel.schedule zbv --parallel.stages_per_rank 3": ["stages_per_rank = 3", "zbv has 2"],
+    "--parallel.stages_per_rank 2": ["stages_per_rank = 2", "1f1b has 1 stage"],
+    "--parallel.tp 2 --data.seq_len 33": ["data.seq_len = 33", "parallel.tp = 2"],
     "--engine.attention flash": ["engine.attention = flash", "train.dtype = bf16", "fp32", "auto"],
     "--engine.attention flash --train.dtype bf16 --engine.device cpu": [
         "engine.attention = flash", "engine.device = cpu", "auto",
@@ -47,8 +49,8 @@ def test_impossible_setting_is_refused_with_value_and_way_out(refused, words):
 def test_every_problem_is_told_at_once(refused):
     message = refused("--train.steps", "0", "--optim.lr", "-1")
     assert all(key in message for key in ("train.steps = 0", "optim.lr = -1"))
-    message = refused("--model.kv_heads", "3", "--parallel.tp", "2")
-    assert all(key in message for key in ("model.kv_heads = 3", "parallel.tp = 2"))
+    message = refused("--model.kv_heads", "3", "--parallel.cp", "2")
+    assert all(key in message for key in ("model.kv_heads = 3", "parallel.cp = 2"))
 
 
 def test_defaults_are_possible():

@@ -43,7 +43,7 @@ def test_loss_is_the_mean_cross_entropy_of_the_logits(config, build):
 def test_only_distances_between_positions_matter(config, build):
     """For nGPT with equal s_qk: it comes after the rotation and would tell dimensions apart."""
     model = build(replace(config, init_std=0.3))
-    for attention in (block.attention for block in model.blocks if config.is_ngpt):
+    for attention in (block.attention for block in model.blocks.values() if config.is_ngpt):
         attention.s_qk.value.data.fill_(0.3)
     plain = model(TOKENS)
     # another angle rounds elsewhere: up to 22 2^-24 each
@@ -55,7 +55,7 @@ def test_only_distances_between_positions_matter(config, build):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_hidden_states_are_unit_after_every_step(build, ngpt_config, dtype):
     model, seen = build(ngpt_config, dtype), []
-    for block in model.blocks:
+    for block in model.blocks.values():
         for step in (block.attention_residual, block.mlp_residual):
             step.register_forward_hook(lambda *call: seen.append(call[-1]))
     logits = model(TOKENS)
@@ -83,7 +83,7 @@ def test_queries_and_keys_meet_as_cosines_times_squared_s_qk(build, ngpt_config)
         seen.update(q=q, k=k, scale=scale)
         return v[:, :, :1].expand_as(q)
 
-    attention = model.blocks[0].attention
+    attention = model.blocks["0"].attention
     attention.attend = attend
     model(TOKENS)
     assert seen["scale"] == ngpt_config.head_dim**0.5
@@ -112,6 +112,8 @@ def test_scales_start_at_what_the_configuration_says(ngpt_config):
         ngpt_config, alpha_mlp=ScaleConfig(init=0.2, scale=0.5), s_z=ScaleConfig(init=3.0)
     )
     model = NGPT(other)
-    assert model.blocks[1].mlp_residual.alpha().tolist() == pytest.approx([0.2] * ngpt_config.width)
-    assert model.blocks[1].attention_residual.alpha().tolist() == pytest.approx([0.05] * 24)
+    assert model.blocks["1"].mlp_residual.alpha().tolist() == pytest.approx(
+        [0.2] * ngpt_config.width
+    )
+    assert model.blocks["1"].attention_residual.alpha().tolist() == pytest.approx([0.05] * 24)
     assert model.s_z().tolist() == pytest.approx([3.0] * 19)

@@ -176,7 +176,7 @@ class Checkpointer:
         except dcp.CheckpointException as err:
             raise RuntimeError(f"{checkpoint} could not be loaded: {_reasons(err)}") from err
         set_adam_steps(self.engine, progress.step)
-        self.engine.masters_changed()
+        self.engine.masters.changed()
         for boxes in rng.values():
             for values in boxes.parts.values():
                 set_rng_state(values)

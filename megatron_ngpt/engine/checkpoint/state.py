@@ -15,7 +15,7 @@ AVERAGES = ("exp_avg", "exp_avg_sq")
 def engine_boxes(engine: Engine) -> dict[str, Boxes]:
     """This rank's masters and Adam's averages as views: ``master/NAME``, ``exp_avg/NAME`` ..."""
     found: dict[str, Boxes] = {}
-    for fragment in engine.fragments:
+    for fragment in engine.masters.fragments:
         flat = {MASTER: fragment.flat.data, **adam_state(engine.optimizer, fragment.flat)}
         for kind, values in flat.items():
             boxes = found.setdefault(f"{kind}/{fragment.spec.name}", Boxes(fragment.spec.shape))
@@ -36,7 +36,7 @@ def adam_state(optimizer: torch.optim.Optimizer, flat: Tensor) -> dict[str, Tens
 
 def set_adam_steps(engine: Engine, steps: int) -> None:
     """Tell Adam how many steps its averages have seen, for its bias correction."""
-    for fragment in engine.fragments:
+    for fragment in engine.masters.fragments:
         adam_state(engine.optimizer, fragment.flat)
         engine.optimizer.state[fragment.flat]["step"].fill_(float(steps))
 

@@ -1,0 +1,122 @@
+"""The fp32 master weights of one rank: where they lie, how they start, how they stay unit."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_ngpt.engine import zero
+from megatron_ngpt.engine.fragment import Fragment, Rectangle
+from megatron_ngpt.engine.projection import Projection
+from megatron_ngpt.mesh.mesh import Mesh
+from megatron_ngpt.model.initial import initial_box
+from megatron_ngpt.model.spec import ParameterSpec
+from megatron_ngpt.parallel.apply import table_parameters
+from megatron_ngpt.parallel.shard import Shard
+
+
+class Masters:
+    """This rank's fragments of the unsharded parameters, whatever tp, pp and ZeRO stage.
+
+    Args:
+        deepspeed: engine that owns them.
+        mesh: where the ranks are.
+        table: every parameter of the unsharded model.
+        shards: the tensor-parallel piece of each.
+    """
+
+    def __init__(
+        self,
+        deepspeed: Any,
+        mesh: Mesh,
+        table: Mapping[str, ParameterSpec],
+        shards: Mapping[str, Shard],
+    ) -> None:
+        self.deepspeed, self.mesh, self.table, self.shards = deepspeed, mesh, table, shards
+        self.sharded = deepspeed.zero_optimization_stage() > 0
+        self.fragments = zero.fragments(deepspeed, table, shards)
+        self.projections = {
+            # without ZeRO every rank holds whole vectors and nothing needs adding up
+            number: Projection(fragments, mesh.group("dp") if self.sharded else None)
+            for number, fragments in self._by_group().items()
+        }
+        numbers = {id(f.flat): f.group for f in self.fragments}
+
+        def project(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            stepped = [id(p) for g in optimizer.param_groups for p in g["params"]]
+            for number in sorted({numbers[i] for i in stepped if i in numbers}):
+                self.projections[number]()
+
+        # after the update of the masters and before any copy is made from them
+        zero.inner_optimizer(deepspeed).register_step_post_hook(project)
+
+    def _by_group(self) -> dict[int, list[Fragment]]:
+        found: dict[int, list[Fragment]] = {}
+        for fragment in self.fragments:
+            found.setdefault(fragment.group, []).append(fragment)
+        return dict(sorted(found.items()))
+
+    @torch.no_grad()
+    def initialise(self, seed: int) -> None:
+        """Initial weights, written to the masters so that they are the same on every topology."""
+        for fragment in self.fragments:
+            fragment.flat.data.zero_()  # padding, too, that no fragment covers
+        for fragment, box in self._boxes():
+            drawn = initial_box(fragment.spec, seed, box.offsets, box.sizes)
+            box.view(fragment.master).copy_(drawn)
+        for projection in self.projections.values():
+            projection.alike()
+        self.changed()
+
+    @torch.no_grad()
+    def set_weights(self, values: Mapping[str, Tensor]) -> None:
+        """Take over whole unsharded parameters by name, every one of the table; collective."""
+        for fragment, box in self._boxes():
+            box.view(fragment.master).copy_(_crop(values[fragment.spec.name], box))
+        self.changed()
+
+    def changed(self) -> None:
+        """Bring every copy in line after masters were written; collective."""
+        zero.refresh_copies(self.deepspeed)
+
+    @torch.no_grad()
+    def full_weight(self, name: str) -> Tensor:
+        """One whole unsharded fp32 parameter, put together from the masters; collective."""
+        whole = torch.zeros(self.table[name].shape, device=self.mesh.device)
+        if self._speaks_for(name) and (self.sharded or self.mesh.index("dp") == 0):
+            for fragment, box in self._boxes(name):
+                _crop(whole, box).copy_(box.view(fragment.master))
+        dist.all_reduce(whole)
+        return whole
+
+    @torch.no_grad()
+    def full_gradient(self, name: str) -> Tensor:
+        """One whole averaged fp32 gradient, between backward and the step; collective."""
+        whole = torch.zeros(self.table[name].shape, device=self.mesh.device)
+        for own_name, parameter in table_parameters(self.deepspeed.module):
+            if own_name == name:
+                piece, shard = zero.full_gradient(parameter), self.shards[name]
+                piece = piece.reshape(shard.shape)[tuple(slice(size) for size in shard.real)]
+                if self._speaks_for(name):
+                    _crop(whole, Rectangle(shard.origin, shard.real, 0, 0)).copy_(piece)
+        dist.all_reduce(whole, group=self.mesh.model_group)
+        return whole
+
+    def _boxes(self, name: str = "") -> Iterator[tuple[Fragment, Rectangle]]:
+        for fragment in self.fragments:
+            if not name or fragment.spec.name == name:
+                for box in fragment.rectangles():
+                    yield fragment, box
+
+    def _speaks_for(self, name: str) -> bool:
+        """Whether this rank's copy counts: of replicated parameters the first tp rank's does."""
+        return not self.shards[name].replicated or self.mesh.index("tp") == 0
+
+
+def _crop(whole: Tensor, box: Rectangle) -> Tensor:
+    """The view of an unsharded parameter that a rectangle covers."""
+    return whole[tuple(slice(o, o + s) for o, s in zip(box.offsets, box.sizes, strict=True))]

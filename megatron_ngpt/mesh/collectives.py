@@ -1,0 +1,85 @@
+"""Collectives that autograd can go through, each with its group as an argument.
+
+Sequence sharding (arXiv 2205.05198): between blocks a rank holds T / tp of the tokens. Shapes:
+x [B, T, ...] with the tokens in dimension 1.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def gather_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[B, T / tp, ...] of every rank -> [B, T, ...] on all; the gradients are summed and split."""
+    gathered: Tensor = _GatherTokens.apply(x, group)
+    return gathered
+
+
+def sum_and_split_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Partial sums [B, T, ...] of every rank -> their sum, [B, T / tp, ...] on each."""
+    split: Tensor = _SumAndSplitTokens.apply(x, group)
+    return split
+
+
+def sum_gradient(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """The same values, with the gradients of all ranks added up.
+
+    For what every rank holds alike but uses on its own tokens.
+    """
+    same: Tensor = _SumGradient.apply(x, group)
+    return same
+
+
+def all_gather_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Without autograd: [B, T / n, ...] -> [B, T, ...] in rank order."""
+    mine = x.transpose(0, 1).contiguous()  # the collective concatenates dimension 0
+    whole = mine.new_empty(mine.shape[0] * group.size(), *mine.shape[1:])
+    dist.all_gather_into_tensor(whole, mine, group=group)
+    return whole.transpose(0, 1)
+
+
+def reduce_scatter_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Without autograd: the sum over ranks of [B, T, ...], each rank keeping its T / n tokens."""
+    whole = x.transpose(0, 1).contiguous()
+    mine = whole.new_empty(whole.shape[0] // group.size(), *whole.shape[1:])
+    dist.reduce_scatter_tensor(mine, whole, group=group)
+    return mine.transpose(0, 1)
+
+
+class _GatherTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return all_gather_tokens(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return reduce_scatter_tokens(grads[0], ctx.group), None
+
+
+class _SumAndSplitTokens(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return reduce_scatter_tokens(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return all_gather_tokens(grads[0], ctx.group), None
+
+
+class _SumGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        total = grads[0].clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total, None

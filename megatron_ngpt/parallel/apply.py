@@ -1,0 +1,66 @@
+"""A model spread over the mesh: this rank's pipeline parts, each a tensor-parallel piece.
+
+The order is fixed: narrow the model to a tp rank, cut it into parts, hook in the tp collectives,
+then recomputation, then compilation.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor, nn
+
+from megatron_ngpt.config import Config
+from megatron_ngpt.mesh.mesh import Mesh
+from megatron_ngpt.model.ngpt import NGPT, Part
+from megatron_ngpt.model.spec import parameter_table
+from megatron_ngpt.ops.attention import Attend
+from megatron_ngpt.parallel.shard import local_model, local_shard
+from megatron_ngpt.parallel.tensor import apply_tensor_parallel
+
+
+class Parts(nn.Module):
+    """The parts of the model that one rank holds: one, or several under interleaved schedules."""
+
+    def __init__(self, parts: list[NGPT]) -> None:
+        super().__init__()
+        self.parts = nn.ModuleList(parts)
+
+    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+        """Without pipeline parallelism: the whole model, see :meth:`NGPT.forward`."""
+        output: Tensor = self.parts[0](tokens, targets)
+        return output
+
+
+def table_name(name: str) -> str:
+    """Name in the parameter table of a name in ``Parts.named_parameters()``."""
+    return re.sub(r"^parts\.\d+\.", "", name)
+
+
+def table_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    """Parameters of :class:`Parts` under their table names."""
+    for name, parameter in module.named_parameters():
+        yield table_name(name), parameter
+
+
+def build_parts(
+    config: Config, mesh: Mesh, parts: list[Part], dtype: torch.dtype, attend: Attend
+) -> Parts:
+    """Build this rank's parts on the mesh's device, parameters allocated but not filled."""
+    tp = mesh.degrees.tp
+    narrow = local_model(config.model, tp)
+    with torch.device(mesh.device):
+        built = Parts([NGPT(narrow, dtype, attend, part) for part in parts])
+    for part in built.parts:
+        assert isinstance(part, NGPT)
+        if tp > 1:
+            spec = parameter_table(config.model)["head.weight"]
+            vocabulary = local_shard(spec, mesh.degrees, mesh.index("tp"))
+            apply_tensor_parallel(part, vocabulary, mesh.group("tp"))
+        part.recompute = config.train.recompute
+        if config.train.compile:
+            for block in part.blocks.values():
+                block.compile()
+    return built

@@ -1,0 +1,136 @@
+"""Pipeline parallelism: micro-batches through the stages by torch.distributed.pipelining.
+
+The last stage computes the loss itself, so that logits live as long as one micro-batch, and each
+stage's backward adds to its parameters' gradients; reducing them over dp is the engine's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed import pipelining
+
+from megatron_ngpt.config import Config
+from megatron_ngpt.mesh.mesh import Mesh
+from megatron_ngpt.model.ngpt import NGPT
+from megatron_ngpt.parallel.apply import Parts
+from megatron_ngpt.parallel.stages import StageMap
+
+SCHEDULES: dict[str, Callable[..., Any]] = {
+    "1f1b": pipelining.Schedule1F1B,
+    "interleaved": pipelining.ScheduleInterleaved1F1B,
+    "zero_bubble": pipelining.ScheduleInterleavedZeroBubble,
+    "zbv": pipelining.ScheduleZBVZeroBubble,
+}
+
+
+class _Stage(nn.Module):
+    """One part as a pipeline stage; the last returns the micro-batch's loss, shape [1]."""
+
+    def __init__(self, part: NGPT) -> None:
+        super().__init__()
+        self.part = part
+
+    def forward(self, x: Tensor, targets: Tensor) -> Tensor:
+        output: Tensor = self.part(x, targets)
+        return output.view(1) if self.part.part.last else output
+
+
+class Pipeline:
+    """This rank's stages and the schedule that drives them.
+
+    Args:
+        config: the run's.
+        mesh: its axis pp carries the stages.
+        stages: which rank holds which stage.
+        parts: this rank's, in ascending order of stage.
+    """
+
+    def __init__(self, config: Config, mesh: Mesh, stages: StageMap, parts: Parts) -> None:
+        self.mesh, self.stages = mesh, stages
+        self.mine = stages.of_rank(mesh.index("pp"))
+        self.count = len(stages.parts)
+        self.micro_batches = config.train.global_batch // (
+            config.train.micro_batch * mesh.degrees.dp
+        )
+        self.modules = {n: _Stage(part) for n, part in zip(self.mine, parts.parts, strict=True)}  # type: ignore[arg-type]
+        self._shapes(config, next(iter(self.modules.values())).part)
+        made = [self._stage(number) for number in self.mine]
+        self.schedule = SCHEDULES[config.parallel.schedule](
+            made[0] if config.parallel.schedule == "1f1b" else made,
+            n_microbatches=self.micro_batches,
+            loss_fn=lambda output, _: output.squeeze(0) / self.micro_batches,
+            scale_grads=False,  # the loss is scaled: gradients may be summed elsewhere meanwhile
+        )
+
+    def _shapes(self, config: Config, part: NGPT) -> None:
+        """What passes between stages, so that torch need not run the model to find out."""
+        rows, seq_len = config.train.micro_batch, config.data.seq_len
+        dtype = torch.bfloat16 if config.train.dtype == "bf16" else torch.float32
+        with torch.device("meta"):
+            self.tokens = torch.empty(rows, seq_len, dtype=torch.int64)
+            shape = (rows, seq_len // part.sequence_shards, config.model.width)
+            self.hidden = torch.empty(shape, dtype=dtype, requires_grad=True)
+            self.loss = torch.empty(1, requires_grad=True)
+
+    def _stage(self, number: int) -> pipelining.PipelineStage:
+        part = self.stages.parts[number]
+        return pipelining.PipelineStage(
+            self.modules[number],
+            number,
+            self.count,
+            self.mesh.device,
+            input_args=(self.tokens if part.first else self.hidden,),
+            output_args=(self.loss if part.last else self.hidden,),
+            group=self.mesh.group("pp"),
+        )
+
+    def backward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Accumulate gradients of all micro-batches; mean loss on the last stage's rank, else 0.
+
+        Args:
+            tokens: [accumulation, micro_batch, T], the same on every rank of the pipeline.
+            targets: likewise.
+        """
+        losses: list[Tensor] = []
+        first = (tokens.flatten(0, 1),) if 0 in self.mine else ()
+        goal = targets.flatten(0, 1)
+        self.schedule.step(*first, target=goal, losses=losses, targets=goal)
+        return torch.stack(losses).sum().detach() if losses else self._zero()
+
+    def forward(self, tokens: Tensor, targets: Tensor | None) -> Tensor | None:
+        """One micro-batch through all stages without gradients, a stage at a time.
+
+        Returns:
+            The last part's output on its rank, None elsewhere.
+        """
+        h: Tensor | None = tokens
+        for number, part in enumerate(self.stages.parts):
+            if number in self.mine:
+                h = self.modules[number].part(h, targets)
+            if not part.last:
+                h = self._pass_on(h, number)
+        return h if self.count - 1 in self.mine else None
+
+    def _pass_on(self, h: Tensor | None, number: int) -> Tensor | None:
+        """Send stage ``number``'s output to the rank of the next stage."""
+        giver, taker = self.stages.owners[number], self.stages.owners[number + 1]
+        here = self.mesh.index("pp")
+        if giver == taker:
+            return h
+        group = self.mesh.group("pp")
+        if here == giver:
+            assert h is not None
+            dist.send(h.contiguous(), dist.get_global_rank(group, taker), group=group)
+        if here != taker:
+            return None
+        received = torch.empty_like(self.hidden, device=self.mesh.device)
+        dist.recv(received, dist.get_global_rank(group, giver), group=group)
+        return received
+
+    def _zero(self) -> Tensor:
+        return torch.zeros((), device=self.mesh.device)

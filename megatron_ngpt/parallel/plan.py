@@ -1,0 +1,36 @@
+"""What a topology asks of a configuration, checked before any process group starts."""
+
+from __future__ import annotations
+
+from megatron_ngpt.config import Config, check_batch
+from megatron_ngpt.mesh.degrees import Degrees
+from megatron_ngpt.parallel.shard import local_model
+from megatron_ngpt.parallel.stages import stage_map
+
+
+def check_topology(config: Config, degrees: Degrees) -> None:
+    """Refuse what cannot run on these degrees.
+
+    Raises:
+        ValueError: naming the setting, its value and the way out.
+    """
+    check_batch(config, degrees.dp)
+    local_model(config.model, degrees.tp)
+    stages = stage_map(config)
+    if degrees.pp > 1:
+        _check_micro_batches(config, degrees, len(stages.parts))
+
+
+def _check_micro_batches(config: Config, degrees: Degrees, stages: int) -> None:
+    """The schedules' own conditions on the number of micro-batches."""
+    count = config.train.global_batch // (config.train.micro_batch * degrees.dp)
+    schedule = config.parallel.schedule
+    at_least = {"1f1b": stages, "zbv": stages}.get(schedule, degrees.pp)
+    rounds = max(1, count // degrees.pp)
+    if count < at_least or (schedule in ("interleaved", "zero_bubble") and count % rounds):
+        raise ValueError(
+            f"parallel.schedule = {schedule} with {stages} stages on parallel.pp = {degrees.pp} "
+            f"ranks cannot run {count} micro-batches (train.global_batch / (train.micro_batch * "
+            f"dp)): it needs at least {at_least}, best a multiple of {degrees.pp}: raise "
+            "train.global_batch or lower train.micro_batch"
+        )
