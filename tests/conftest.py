@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.jobs import write_corpus
+
 torch.set_num_threads(1)  # for matrices this small threads only wait for each other
 
 
@@ -15,3 +17,9 @@ def shared() -> Path:
     if not folder.is_dir():
         pytest.skip("no ../shared beside this checkout")
     return folder
+
+
+@pytest.fixture(scope="session")
+def toy_corpus(tmp_path_factory) -> str:
+    """Prefix of a small pair for :func:`tests.jobs.words`."""
+    return write_corpus(tmp_path_factory.mktemp("toy"))

@@ -6,6 +6,7 @@ agent does: no port can be taken in between.
 """
 
 import faulthandler
+import gc
 import multiprocessing
 import os
 import pickle
@@ -129,6 +130,7 @@ def _child(launch: Launch, answer: Connection, output: str, job: bytes) -> None:
     os.dup2(descriptor, sys.stdout.fileno())
     os.dup2(descriptor, sys.stderr.fileno())
     faulthandler.register(signal.SIGUSR1)
+    gc.freeze()  # DeepSpeed collects garbage often: leave out the imports
     torch.set_num_threads(1)
     os.environ["TORCHELASTIC_USE_AGENT_STORE"] = "True"
     try:

@@ -12,8 +12,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from torch import Tensor
 
+from megatron_ngpt.config import parse_config
+from megatron_ngpt.data.corpus import open_corpora
 from megatron_ngpt.data.indexed import IndexedWriter
+from megatron_ngpt.engine.checkpoint.state import engine_boxes
+from megatron_ngpt.engine.engine import Engine
+from megatron_ngpt.mesh.mesh import Mesh
+from megatron_ngpt.train.loop import train
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 VOCABULARY = 61
@@ -126,3 +136,37 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     """Every record of a run's metrics.jsonl."""
     lines = (folder / "metrics.jsonl").read_text().splitlines()
     return [json.loads(line) for line in lines]
+
+
+def train_on(mesh: Mesh, arguments: Sequence[str]) -> Engine:
+    """The same job on a rank of :func:`tests.distributed.run`; returns the engine it trained."""
+    config = parse_config(arguments)
+    corpus, valid = open_corpora(config.data)
+    engine = Engine(config, mesh)
+    train(config, engine, corpus, valid)
+    return engine
+
+
+def whole_state(engine: Engine) -> dict[str, Tensor]:
+    """Masters and Adam's averages, unsharded: ``master/NAME``, ``exp_avg/NAME`` ...; collective."""
+    found = {}
+    for name, boxes in engine_boxes(engine).items():
+        found[name] = torch.zeros(boxes.shape)
+        for offsets, values in boxes.parts.items():
+            window = tuple(slice(o, o + s) for o, s in zip(offsets, values.shape, strict=True))
+            found[name][window] = values
+        if engine.config.optim.zero_stage:
+            dist.all_reduce(found[name], group=engine.mesh.group("dp"))
+    return found
+
+
+def stored_state(checkpoint: Path) -> dict[str, Tensor]:
+    """The same from a checkpoint's files, by its index alone."""
+    found = {}
+    for name, tensor in json.loads((checkpoint / "index.json").read_text())["tensors"].items():
+        found[name] = torch.full(tensor["shape"], 0, dtype=getattr(torch, tensor["dtype"]))
+        for box in tensor["boxes"]:
+            edges = zip(box["offsets"], box["sizes"], strict=True)
+            with safe_open(checkpoint / box["file"], "pt") as file:
+                found[name][tuple(slice(o, o + s) for o, s in edges)] = file.get_tensor(box["key"])
+    return found
