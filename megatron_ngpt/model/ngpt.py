@@ -147,12 +147,13 @@ class NGPT(nn.Module):
                 h = block(h, rotary, None if caches is None else caches[number])
         if self.head is None:
             return h
-        logits_BTV = self.logits(h, self.head)
+        logits_BTV = self.logits(h)
         return logits_BTV if targets_BT is None else self.loss(logits_BTV, targets_BT)
 
-    def logits(self, h_BTD: Tensor, head: nn.Module) -> Tensor:
+    def logits(self, h_BTD: Tensor) -> Tensor:
         """Fp32 logits [B, T, V] of final hidden states; nGPT scales them by s_z (eq. 3)."""
         if self.final_norm is not None:
             h_BTD = self.final_norm(h_BTD)
-        logits_BTV: Tensor = head(h_BTD).float()
+        assert self.head is not None, "only the last part predicts"
+        logits_BTV: Tensor = self.head(h_BTD).float()
         return logits_BTV if self.s_z is None else logits_BTV * self.s_z()
