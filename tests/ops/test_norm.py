@@ -11,7 +11,7 @@ def test_rms_norm(shape, eps, dtype, device):
     norm = RMSNorm(shape[-1], eps).to(device)
 
     def ours(x, weight):
-        return torch.func.functional_call(norm, {"weight": weight}, x)
+        return torch.func.functional_call(norm, {"gain.value": weight}, x)
 
     def exact(x, weight):
         return weight * x / (x.pow(2).mean(-1, keepdim=True) + eps).sqrt()
