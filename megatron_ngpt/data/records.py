@@ -103,7 +103,7 @@ def read_text(path: Path, keys: Sequence[str]) -> Iterator[Document | Refusal]:
     except UnicodeDecodeError as err:
         line = content.count(b"\n", 0, err.start) + 1
         yield Refusal(
-            path, line, len(content), "invalid UTF-8", f"{err.reason} at byte {err.start}"
+            path, line, len(content), "invalid UTF-8", f"byte {err.start}: {err.reason}"
         )
         return
     if content:

@@ -87,7 +87,7 @@ def test_plain_text_is_one_document(tmp_path):
 
 def test_unusable_plain_text_is_named(tmp_path):
     (refusal,) = records_of(tmp_path, b"1\n2\n\xff", read=read_text)
-    assert (refusal.line, refusal.reason) == (3, "invalid UTF-8")
+    assert refusal[1:] == (3, 5, "invalid UTF-8", "byte 4: invalid start byte")
     (refusal,) = records_of(tmp_path, b"", read=read_text)
     assert (refusal.line, refusal.reason) == (1, "empty text")
 
