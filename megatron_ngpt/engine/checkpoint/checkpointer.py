@@ -15,6 +15,7 @@ import yaml
 
 from megatron_ngpt.config import Config, save_config
 from megatron_ngpt.engine.checkpoint.folder import (
+    LATEST,
     STATE,
     Progress,
     begin,
@@ -145,6 +146,8 @@ class Checkpointer:
                 self._tell(f"damaged checkpoint, moved to {set_aside(checkpoint)}: {damage}")
         if names[0]:
             self._tell(f"no whole checkpoint in {self.folder}: TRAINING STARTS FROM THE BEGINNING")
+        if self.rank == 0:
+            (self.folder / LATEST).unlink(missing_ok=True)
         return Progress()
 
     def _tell(self, message: str) -> None:
