@@ -1,8 +1,8 @@
 """Run a function on N processes joined by gloo, on one machine and CPU.
 
 Children are forked from one server that has already imported torch, DeepSpeed and what these import
-at the first step, so that a launch costs milliseconds instead of seconds. The parent opens the store at which they meet, as torchrun's
-agent does: no port can be taken in between.
+at the first step, so that a launch costs milliseconds instead of seconds. The parent opens the
+store at which they meet, as torchrun's agent does: no port can be taken in between.
 """
 
 import faulthandler

@@ -27,6 +27,7 @@ from megatron_ngpt.extras import available
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.launch import Launch, start
 from megatron_ngpt.mesh.mesh import Mesh
+from megatron_ngpt.parallel.apply import table_parameters
 
 pytestmark = [
     pytest.mark.gpu,
@@ -101,11 +102,11 @@ def train(run: Run) -> Result:
 
 
 def _off_sphere(engine: Engine, masters: bool) -> float:
-    copies = dict(engine.deepspeed.module.named_parameters())
+    copies = dict(table_parameters(engine.deepspeed.module))
     worst = 0.0
     for name, spec in engine.table.items():
         if spec.norm_dim is not None:
-            weight = engine.full_weight(name) if masters else copies[name].detach().float()
+            weight = engine.masters.full_weight(name) if masters else copies[name].detach().float()
             norms = torch.linalg.vector_norm(weight, dim=spec.norm_dim)
             worst = max(worst, float((norms - 1).abs().max()))
     return worst

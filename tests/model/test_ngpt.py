@@ -62,8 +62,8 @@ def test_hidden_states_are_unit_after_every_step(build, ngpt_config, dtype):
     assert len(seen) == 2 * ngpt_config.layers
     for hidden in seen:
         assert hidden.dtype == dtype
-        # fp32: two roundings; bf16: every component rounded by at most 2^-9 of itself
-        limit = 2e-7 if dtype == torch.float32 else 2**-9
+        # fp32: two roundings; bf16: every component rounded by at most 2^-8 of itself
+        limit = 2e-7 if dtype == torch.float32 else 2**-8
         assert (hidden.double().norm(dim=-1) - 1).abs().max() <= limit
     assert logits.dtype == torch.float32
 
@@ -102,7 +102,7 @@ def test_every_parameter_has_a_gradient(config, build):
 
 def test_bf16_activations_stay_close_to_fp32(config, build):
     exact, rounded = build(config)(TOKENS), build(config, torch.bfloat16)(TOKENS)
-    # a handful of bf16 roundings (2^-9 of a value each) per layer
+    # a handful of bf16 roundings (2^-8 of a value each) per layer
     assert (exact - rounded).abs().max() <= 0.05 * exact.abs().max()
     assert not torch.equal(exact, rounded)
 

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 TOLERANCES = {torch.float32: 4e-6, torch.bfloat16: 1.6e-2}
-"""Largest difference from fp64 as a share of the largest value: a few roundings of fp32; two
-roundings of bf16 (2^-7 each at worst), whose inputs are rounded before either side sees them."""
+"""Largest difference from fp64 as a share of the largest value: a few roundings of fp32; four
+roundings of bf16 (2^-8 each at worst), whose inputs are rounded before either side sees them."""
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:

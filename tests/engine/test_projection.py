@@ -1,0 +1,106 @@
+"""The projection by itself, on matrices cut into pieces by hand."""
+
+import itertools
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_ngpt.engine.fragment import Fragment
+from megatron_ngpt.engine.projection import Projection
+from megatron_ngpt.model.spec import ParameterSpec
+from megatron_ngpt.parallel.shard import Shard
+from tests.distributed import run
+
+SHAPES = {
+    "rows": ((7, 5), 1),
+    "columns": ((5, 7), 0),
+    "free": ((6, 2), None),
+    "vector": ((9,), None),
+}
+
+
+def values(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {n: 3 * torch.randn(shape, generator=generator) for n, (shape, _) in SHAPES.items()}
+
+
+def expected(weights):
+    found = {}
+    for name, weight in weights.items():
+        dim = SHAPES[name][1]
+        exact = weight.double()
+        found[name] = exact if dim is None else exact / exact.norm(dim=dim, keepdim=True)
+    return found
+
+
+def cut(weights, marks):
+    """Flat pieces of all weights laid end to end, as one rank's fragments of [start, stop)."""
+    start, stop = marks
+    flat = torch.cat([w.flatten() for w in weights.values()])[start:stop].clone()
+    fragments, begin = [], 0
+    for name, weight in weights.items():
+        first, last = max(start, begin), min(stop, begin + weight.numel())
+        spec = ParameterSpec(name, tuple(weight.shape), SHAPES[name][1], None, "matrix")
+        shard = Shard(spec.shape, (0,) * weight.dim(), spec.shape, replicated=True)
+        length = max(0, last - first)
+        fragments.append(Fragment(spec, shard, first - begin if length else 0, length, flat,
+                                  first - start if length else 0, 0))  # fmt: skip
+        begin += weight.numel()
+    return fragments, flat
+
+
+def total():
+    return sum(w.numel() for w in values().values())
+
+
+def flat_of(weights):
+    return torch.cat([w.flatten() for w in weights.values()])
+
+
+@pytest.mark.parametrize("way", ["__call__", "alike"])
+def test_whole_matrices_need_no_group(way):
+    fragments, flat = cut(values(), (0, total()))
+    getattr(Projection(fragments, None), way)()
+    assert (flat - flat_of(expected(values()))).abs().max() <= 2e-7
+
+
+def test_nothing_to_normalise_asks_for_no_communication():
+    fragments, _ = cut(values(), (0, total()))
+    free = [f for f in fragments if f.spec.norm_dim is None]
+    Projection(free, group="no group at all")()
+    Projection([], group="no group at all")()
+
+
+def test_a_zero_vector_stays_zero():
+    weights = values()
+    weights["rows"][3] = 0
+    fragments, flat = cut(weights, (0, total()))
+    Projection(fragments, None)()
+    assert flat[15:20].tolist() == [0.0] * 5
+    assert torch.isfinite(flat).all()
+
+
+def _cut_anywhere(mesh):
+    """Largest error over cuts at every pair of places, and the flat values of every ``alike``."""
+    worst, last_bits = 0.0, set()
+    exact = flat_of(expected(values()))
+    for one, two in itertools.combinations_with_replacement(range(0, total() + 1, 3), 2):
+        marks = [(0, one), (one, two), (two, total())][mesh.rank]
+        fragments, flat = cut(values(), marks)
+        Projection(fragments, mesh.group("dp"))()
+        worst = max(worst, float((flat - exact[slice(*marks)]).abs().max()) if len(flat) else 0.0)
+        fragments, flat = cut(values(), marks)
+        Projection(fragments, mesh.group("dp")).alike()
+        whole = torch.zeros(total())
+        whole[slice(*marks)] = flat
+        dist.all_reduce(whole)
+        last_bits.add(tuple(whole.tolist()))
+    return worst, last_bits
+
+
+def test_any_cut_over_three_ranks_gives_the_same():
+    """Among these are ranks with nothing of a matrix, all of it, part of a row, ends of columns."""
+    for worst, last_bits in run(3, _cut_anywhere):
+        assert worst <= 2e-7
+        assert len(last_bits) == 1

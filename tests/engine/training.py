@@ -1,0 +1,175 @@
+"""Train the same few steps plainly and through the engine, and tell all that can be compared."""
+
+import contextlib
+import json
+import types
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_ngpt.config import Config, EngineConfig, ModelConfig, OptimConfig, TrainConfig
+from megatron_ngpt.engine import projection
+from megatron_ngpt.engine.engine import Engine
+from megatron_ngpt.mesh.mesh import Mesh
+from megatron_ngpt.model.initial import initialise
+from megatron_ngpt.model.ngpt import NGPT
+from megatron_ngpt.model.spec import parameter_table
+from megatron_ngpt.parallel.apply import table_parameters
+
+# no size divides evenly over 2 to 5 ranks, and key and value (12 elements) leave the last of 5
+# ranks without any
+ODD = ModelConfig(width=6, layers=2, heads=3, kv_heads=1, head_dim=2, ffn_width=10, vocab_size=17)
+ODD_GPT = replace(ODD, architecture="gpt", init_std=0.3)
+
+
+def config_of(
+    stage: int = 1,
+    model: ModelConfig = ODD,
+    dtype: str = "fp32",
+    batch: tuple[int, int] = (60, 6),
+    overrides: str = "",
+    **optim: Any,
+) -> Config:
+    """A run of ``batch`` = (global_batch, micro_batch)."""
+    optim = {"lr": 0.02, "schedule": "constant", "zero_stage": stage, **optim}
+    return Config(
+        model=model,
+        optim=OptimConfig(**optim),
+        train=TrainConfig(global_batch=batch[0], micro_batch=batch[1], dtype=dtype, seed=3),
+        engine=EngineConfig(deepspeed_overrides=overrides),
+    )
+
+
+def some_tokens(
+    steps: int = 3, global_batch: int = 60, vocab_size: int = 17, length: int = 8
+) -> Tensor:
+    """Token ids [steps, global_batch, length + 1], some more frequent than others."""
+    generator = torch.Generator().manual_seed(11)
+    draw = torch.rand(steps, global_batch, length + 1, generator=generator)
+    return (draw.square() * vocab_size).long()
+
+
+@dataclass
+class Record:
+    """What one run told, step by step."""
+
+    losses: list[float] = field(default_factory=list)
+    norms: list[float] = field(default_factory=list)
+    off_sphere: list[float] = field(default_factory=list)
+    """Largest | |vector| - 1 | of the fp32 weights after each step."""
+    reductions: list[int] = field(default_factory=list)
+    """Floats in every all-reduce of the projection, all steps in a row."""
+    stale: list[str] = field(default_factory=list)
+    """Parameters that were not their master rounded to their dtype after some step."""
+    dtypes: dict[str, torch.dtype] = field(default_factory=dict)
+    empty: int = 0
+    """Parameters of which this rank holds nothing."""
+    start: dict[str, Tensor] = field(default_factory=dict)
+    final: dict[str, Tensor] = field(default_factory=dict)
+
+
+def embedding_axis(name: str) -> int:
+    """The dimension that every matrix of nGPT is normalised along, apart from the table."""
+    return 0 if name.split(".")[-2] in ("output", "down") else 1
+
+
+def distance_from_sphere(weights: dict[str, Tensor]) -> float:
+    matrices = {n: w for n, w in weights.items() if w.dim() == 2}
+    return max(
+        float((w.double().norm(dim=embedding_axis(n)) - 1).abs().max()) for n, w in matrices.items()
+    )
+
+
+def train_plainly(config: Config, tokens: Tensor) -> Record:
+    """One process, whole batches, plain autograd, plain AdamW, plain normalisation; all fp32."""
+    model, record = NGPT(config.model), Record()
+    initialise(model, parameter_table(config.model), config.train.seed)
+    named, optim = dict(model.named_parameters()), config.optim
+    groups = [
+        {"params": [p for p in named.values() if p.dim() == 1], "weight_decay": 0.0},
+        {"params": [p for p in named.values() if p.dim() == 2]},
+    ]
+    adam = torch.optim.AdamW(
+        groups, optim.lr, optim.betas, optim.eps, optim.weight_decay, foreach=False
+    )
+    record.start = {n: p.detach().clone() for n, p in named.items()}
+    for rows in tokens:
+        loss = model(rows[:, :-1], rows[:, 1:])
+        loss.backward()
+        limit = optim.grad_clip or float("inf")
+        record.norms.append(float(torch.nn.utils.clip_grad_norm_(named.values(), limit)))
+        record.losses.append(loss.item())
+        adam.step()
+        adam.zero_grad()
+        for name, parameter in named.items() if config.model.is_ngpt else ():
+            if parameter.dim() == 2:
+                length = parameter.data.double().norm(dim=embedding_axis(name), keepdim=True)
+                parameter.data = (parameter.data / length).float()
+    record.final = {n: p.detach() for n, p in named.items()}
+    return record
+
+
+def train_each(mesh: Mesh, configs: dict[Any, Config], tokens: Tensor) -> dict[Any, Record]:
+    """Every configuration one after the other on this rank."""
+    return {key: train(mesh, config, tokens) for key, config in configs.items()}
+
+
+def train(mesh: Mesh, config: Config, tokens: Tensor) -> Record:
+    """The same steps through the engine."""
+    record, shape = Record(), (-1, config.train.micro_batch, tokens.shape[-1])
+    with _counted_reductions(record):
+        engine = Engine(config, mesh)
+        record.start = _weights(engine)
+        record.reductions.clear()
+        for rows in tokens:
+            mine = rows.chunk(mesh.degrees.dp)[mesh.index("dp")].reshape(shape)
+            told = engine.train_step(mine[..., :-1], mine[..., 1:], config.optim.lr)
+            record.losses.append(told.loss)
+            record.norms.append(told.grad_norm)
+            record.final = _weights(engine)
+            record.off_sphere.append(distance_from_sphere(record.final))
+            record.stale += _stale(engine, record.final)
+    record.dtypes = {n: p.dtype for n, p in table_parameters(engine.deepspeed.module)}
+    record.empty = sum(fragment.length == 0 for fragment in engine.masters.fragments)
+    engine.deepspeed.destroy()
+    return record
+
+
+def _weights(engine: Engine) -> dict[str, Tensor]:
+    return {name: engine.masters.full_weight(name) for name in engine.table}
+
+
+def _stale(engine: Engine, masters: dict[str, Tensor]) -> list[str]:
+    import deepspeed
+
+    found = []
+    for name, parameter in table_parameters(engine.deepspeed.module):
+        with deepspeed.zero.GatheredParameters([parameter]):
+            if not torch.equal(parameter.data, masters[name].to(parameter.dtype)):
+                found.append(name)
+    return found
+
+
+@contextlib.contextmanager
+def _counted_reductions(record: Record):
+    """Note the size of every all-reduce that the projection asks for."""
+
+    def all_reduce(values: Tensor, group: dist.ProcessGroup) -> None:
+        record.reductions.append(values.numel())
+        dist.all_reduce(values, group=group)
+
+    projection.dist = types.SimpleNamespace(all_reduce=all_reduce)
+    try:
+        yield
+    finally:
+        projection.dist = dist
+
+
+def write_overrides(folder, **zero) -> str:
+    """A file for engine.deepspeed_overrides that sets these keys of zero_optimization."""
+    path = folder / "overrides.json"
+    path.write_text(json.dumps({"zero_optimization": zero}))
+    return str(path)
