@@ -51,11 +51,11 @@ class Location:
 
 def facts_of(path: Path) -> FileFacts:
     """Read a file once for its size and checksum."""
-    checksum = 0
+    crc32 = 0
     with path.open("rb") as stream:
         while chunk := stream.read(_CHUNK):
-            checksum = zlib.crc32(chunk, checksum)
-        return FileFacts(stream.tell(), checksum)
+            crc32 = zlib.crc32(chunk, crc32)
+        return FileFacts(stream.tell(), crc32)
 
 
 def write_index(folder: Path, metadata: Metadata, located: dict[MetadataIndex, Location]) -> None:
@@ -75,7 +75,13 @@ def write_index(folder: Path, metadata: Metadata, located: dict[MetadataIndex, L
     others = {p.name: facts_of(p) for p in folder.iterdir() if p.name not in facts}
     files = {name: asdict(found) for name, found in (facts | others).items()}
     content = {"format": FORMAT, "files": dict(sorted(files.items())), "tensors": tensors}
+    content["crc32"] = checksum(content)
     write_durably(folder / NAME, json.dumps(content, indent=1))
+
+
+def checksum(content: dict) -> int:
+    """CRC-32 of an index as it is without its own ``crc32``."""
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def _box(name: str, chunk: ChunkStorageMetadata, located: dict[MetadataIndex, Location]) -> dict:
@@ -94,11 +100,11 @@ def read_index(folder: Path) -> dict:
     path = folder / NAME
     try:
         content: dict = json.loads(path.read_text(encoding="utf-8"))
-        version = int(content["format"])
-        if version == FORMAT:
-            to_metadata(content)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        version, claimed = int(content["format"]), int(content.pop("crc32"))
+    except (OSError, ValueError, KeyError, TypeError) as err:
         raise DamagedCheckpoint(f"{path}: {err!r}") from err
+    if claimed != checksum(content):
+        raise DamagedCheckpoint(f"{path}: its content is not what was written (checksum)")
     if version != FORMAT:
         raise ValueError(f"{path} is of format {version}, this version reads format {FORMAT}")
     return content

@@ -13,6 +13,7 @@ from megatron_ngpt.engine.checkpoint import checkpointer as room
 from megatron_ngpt.engine.checkpoint import storage
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer, SaveFailed
 from megatron_ngpt.engine.checkpoint.folder import Progress
+from megatron_ngpt.engine.checkpoint.index import checksum, read_index
 from megatron_ngpt.engine.checkpoint.weights import load_weights
 from tests.distributed import run
 from tests.engine.checkpoint.saving import (
@@ -115,6 +116,7 @@ def _failing_saves(mesh, folder: Path, where: str):
     visible = [name for name in names(checkpointer.folder) if not name.startswith(".")]
     storage.save_file, room.begin, room.publish = real
     progress, problems = resume_told(Checkpointer(engine.config, engine))
+    dist.barrier()
     return told, visible, progress, problems, names(checkpointer.folder)
 
 
@@ -137,6 +139,7 @@ DAMAGES = {
     "no index": lambda folder: (folder / "index.json").unlink(),
     "garbage index": lambda folder: (folder / "index.json").write_bytes(b"\xff\x00{"),
     "index of another kind": lambda folder: (folder / "index.json").write_text("[1, 2]"),
+    "flipped digit of the index": lambda folder: _edit(folder / "index.json", "   0", "   1"),
     "half an index": lambda folder: (folder / "index.json").write_text('{"format": 1}'),
     "no state": lambda folder: (folder / "state.json").unlink(),
     "other state": lambda folder: (folder / "state.json").write_text('{"step": 7, "tokens": 9}'),
@@ -144,6 +147,12 @@ DAMAGES = {
     "empty config": lambda folder: (folder / "config.yaml").write_text(""),
     "empty folder": lambda folder: [path.unlink() for path in folder.iterdir()],
 }
+
+
+def _edit(path: Path, old: str, new: str) -> None:
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new, 1))
 
 
 def _cut(path: Path) -> None:
@@ -253,9 +262,9 @@ def _refusals(mesh, folder: Path):
             build(mesh, folder, **sections)[1].resume()
         told.append(str(error.value))
     index = checkpointer.folder / "step_00000001" / "index.json"
-    newer = index.read_text().replace('"format": 1', '"format": 2')
-    dist.barrier()
-    index.write_text(newer)
+    if mesh.rank == 0:
+        content = read_index(index.parent) | {"format": 2}
+        index.write_text(json.dumps(content | {"crc32": checksum(content)}))
     dist.barrier()
     with pytest.raises(ValueError, match="format") as error:
         checkpointer.resume()
