@@ -21,7 +21,7 @@ class GatherAndNormalise:
     def __init__(self, engine: Engine) -> None:
         self.group = engine.mesh.group("dp")
         ranks = engine.mesh.degrees.dp
-        self.fragments = [f for f in engine.fragments if f.spec.norm_dim is not None]
+        self.fragments = [f for f in engine.masters.fragments if f.spec.norm_dim is not None]
         mine = [(f.offset, f.length) for f in self.fragments]
         self.pieces: list[list[tuple[int, int]]] = [[] for _ in range(ranks)]
         dist.all_gather_object(self.pieces, mine, group=self.group)

@@ -112,8 +112,8 @@ def measure(at: Conditions, steps: int) -> dict[str, Any]:
         "sharded": partial(_project, engine),
         "naive": GatherAndNormalise(engine),
     }
-    vectors = sum(projection.vectors for projection in engine.projections.values())
-    elements = sum(f.length for f in engine.fragments if f.spec.norm_dim is not None)
+    vectors = sum(projection.vectors for projection in engine.masters.projections.values())
+    elements = sum(f.length for f in engine.masters.fragments if f.spec.norm_dim is not None)
     found = {
         "elements": elements,
         "vectors": vectors,
@@ -137,7 +137,7 @@ def measure(at: Conditions, steps: int) -> dict[str, Any]:
 
 
 def _project(engine: Engine) -> None:
-    for projection in engine.projections.values():
+    for projection in engine.masters.projections.values():
         projection()
 
 
@@ -166,8 +166,8 @@ def _timed_inside(engine: Engine, seconds: list[float]) -> Iterator[None]:
     def watched(projection: Work) -> None:
         seconds[-1] += timed(projection, engine.mesh.device)
 
-    watching = {number: partial(watched, p) for number, p in engine.projections.items()}
-    with mock.patch.object(engine, "projections", watching):
+    watching = {number: partial(watched, p) for number, p in engine.masters.projections.items()}
+    with mock.patch.object(engine.masters, "projections", watching):
         yield
 
 
@@ -193,7 +193,7 @@ def _bytes_of(work: Work) -> int:
 @torch.no_grad()
 def _difference(engine: Engine, sharded: Work, naive: Work) -> float:
     """Largest difference between what the two make of the same weights, off the sphere."""
-    pieces = [f.master for f in engine.fragments if f.spec.norm_dim is not None]
+    pieces = [f.master for f in engine.masters.fragments if f.spec.norm_dim is not None]
     for piece in pieces:
         piece.mul_(torch.rand_like(piece) + 0.5)
     before = [piece.clone() for piece in pieces]
@@ -203,7 +203,7 @@ def _difference(engine: Engine, sharded: Work, naive: Work) -> float:
         piece.copy_(values)
     naive()
     apart = [(a - b).abs().max().item() for a, b in zip(ours, pieces, strict=True) if a.numel()]
-    engine.masters_changed()
+    engine.masters.changed()
     return max(apart)
 
 
