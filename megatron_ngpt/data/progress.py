@@ -47,7 +47,7 @@ class Progress:
             self._bar.update(size - self._bar.n)
         elif documents >= self._next:
             self._next = (documents // self._log_interval + 1) * self._log_interval
-            left = (self._total - size) * seconds / max(size, 1)
+            left = max(self._total - size, 0) * seconds / max(size, 1)
             print(
                 f"{documents} documents, {size / 1e6:.1f} of {self._total / 1e6:.1f} MB, "
                 f"{size / seconds / 1e6:.1f} MB/s, {speed}, {left:.0f} s left",
