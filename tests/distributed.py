@@ -30,17 +30,9 @@ from megatron_ngpt.mesh.mesh import Mesh
 
 CPU = torch.device("cpu")
 SLOW_IMPORTS = [
-    "megatron_ngpt.engine.engine",
-    "deepspeed",
-    "torch._dynamo",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
-]
-
-# the second is what DeepSpeed imports with the first optimizer, most of a launch if every child did
-_PRELOADED = [
-    "megatron_ngpt.train.loop",
-    "deepspeed.runtime.zero.muon.muon_optimizer",
-    "deepspeed.runtime.zero.stage3",
+    "pretrain_ngpt",
+    "deepspeed.runtime.zero.muon.muon_optimizer",  # comes with the first optimizer, and brings
+    "deepspeed.runtime.zero.stage3",  # torch's compiler
 ]
 
 
@@ -81,7 +73,7 @@ class _Rank:
     @classmethod
     def start(cls, rank: int, world_size: int, port: int, function: Callable, args: tuple):
         context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(_PRELOADED)
+        context.set_forkserver_preload(SLOW_IMPORTS)
         receive, send = context.Pipe(duplex=False)
         output = tempfile.NamedTemporaryFile("w+", prefix=f"rank{rank}-")  # noqa: SIM115
         launch = Launch(rank, world_size, rank, "127.0.0.1", port)

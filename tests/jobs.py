@@ -1,10 +1,13 @@
 """Small training jobs: a toy corpus, the command line for it, and the command as a user runs it."""
 
+import gc
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -17,13 +20,16 @@ import torch.distributed as dist
 from safetensors import safe_open
 from torch import Tensor
 
+import pretrain_ngpt
 from megatron_ngpt.config import parse_config
 from megatron_ngpt.data.corpus import open_corpora
 from megatron_ngpt.data.indexed import IndexedWriter
 from megatron_ngpt.engine.checkpoint.state import engine_boxes
 from megatron_ngpt.engine.engine import Engine
+from megatron_ngpt.mesh import launch
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.train.loop import train
+from tests.distributed import SLOW_IMPORTS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 VOCABULARY = 61
@@ -130,6 +136,31 @@ def finish(argv: Sequence[str], timeout: float = 120, **options: Any) -> Finishe
 def pretrain(arguments: Sequence[str], processes: int = 0, **options: Any) -> Finished:
     """Run pretrain_ngpt.py to its end."""
     return finish(command(arguments, processes), **options)
+
+
+def forked(arguments: Sequence[str], **environment: str) -> Finished:
+    """Like plain ``python pretrain_ngpt.py`` in all but the seconds of its imports."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(SLOW_IMPORTS)
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        job = (list(arguments), environment, str(out), str(err))
+        process = context.Process(target=_pretrain_here, args=job)
+        process.start()
+        process.join(60)
+        process.kill()
+        process.join()
+        return Finished(process.exitcode, out.read_text(), err.read_text())
+
+
+def _pretrain_here(arguments: list[str], environment: dict, out: str, err: str) -> None:
+    for path, stream in ((out, sys.stdout), (err, sys.stderr)):
+        os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream.fileno())
+    gc.freeze()
+    torch.set_num_threads(1)
+    os.environ.update(environment)
+    sys.argv = ["pretrain_ngpt.py", *arguments]
+    launch.finish(pretrain_ngpt.run())
 
 
 def metrics(folder: Path) -> list[dict[str, float]]:
