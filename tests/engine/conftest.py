@@ -18,7 +18,8 @@ from tests.engine.training import (
     write_overrides,
 )
 
-TOKENS = some_tokens()
+SEQUENCES = 120  # divides over 1 to 5 ranks with 1 or 2 micro-batches each
+TOKENS = some_tokens(3, SEQUENCES)
 WORLDS = [1, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4, 5))]
 KINDS = {
     "ngpt": {},
@@ -58,7 +59,7 @@ def settings(partitioned) -> Callable[[Case, int], Config]:
     def make(case: Case, world_size: int) -> Config:
         return config_of(
             stage=int(str(case.stage)[0]),
-            batch=(60, 60 // world_size // case.accumulation),
+            batch=(SEQUENCES, SEQUENCES // world_size // case.accumulation),
             overrides=partitioned if case.stage == 3 else "",
             **KINDS[case.kind],
         )
@@ -72,8 +73,8 @@ def trained(settings) -> Callable[[int], list[dict[Case, Record]]]:
 
     @functools.cache
     def train(world_size: int) -> list[dict[Case, Record]]:
-        cases = [c for c in CASES if 60 % (world_size * c.accumulation) == 0]
-        return run(world_size, train_each, {c: settings(c, world_size) for c in cases}, TOKENS)
+        configs = {case: settings(case, world_size) for case in CASES}
+        return run(world_size, train_each, configs, TOKENS)
 
     return train
 
@@ -87,3 +88,9 @@ def plain(settings) -> Callable[[Case], Record]:
         return train_plainly(settings(Case(kind, 1), 1), TOKENS)
 
     return lambda case: train(case.kind)
+
+
+@pytest.fixture
+def records(trained, case, world_size) -> list[Record]:
+    """Records of a case on every rank."""
+    return [rank[case] for rank in trained(world_size)]

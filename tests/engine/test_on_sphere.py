@@ -13,15 +13,6 @@ STEPS = 3
 pytestmark = pytest.mark.parametrize("world_size", WORLDS)
 
 
-@pytest.fixture
-def records(trained, case, world_size):
-    """The case's records, one per rank."""
-    ranks = trained(world_size)
-    if case not in ranks[0]:
-        pytest.skip("the batch does not divide")
-    return [rank[case] for rank in ranks]
-
-
 @pytest.mark.parametrize("case", ON_SPHERE, ids=str)
 def test_masters_are_unit_vectors_after_every_step(records, case):
     """Sums of squares, reciprocal root and product round once each in fp32."""

@@ -85,7 +85,7 @@ def _cut_anywhere(mesh):
     """Largest error over cuts at every pair of places, and the flat values of every ``alike``."""
     worst, last_bits = 0.0, set()
     exact = flat_of(expected(values()))
-    for one, two in itertools.combinations_with_replacement(range(0, total() + 1, 3), 2):
+    for one, two in itertools.combinations_with_replacement(range(0, total() + 1, 4), 2):
         marks = [(0, one), (one, two), (two, total())][mesh.rank]
         fragments, flat = cut(values(), marks)
         Projection(fragments, mesh.group("dp"))()

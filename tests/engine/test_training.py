@@ -25,15 +25,6 @@ def weight_difference(ours, theirs):
     return max(float((ours[name] - theirs[name]).abs().max()) for name in theirs)
 
 
-@pytest.fixture
-def records(trained, case, world_size):
-    """The case's records, one per rank."""
-    ranks = trained(world_size)
-    if case not in ranks[0]:
-        pytest.skip("the batch does not divide")
-    return [rank[case] for rank in ranks]
-
-
 pytestmark = pytest.mark.parametrize("world_size", WORLDS)
 
 
@@ -77,7 +68,7 @@ def test_the_model_holds_its_masters_rounded_to_its_dtype(records, case):
 
 @pytest.mark.parametrize("case", BF16, ids=str)
 def test_bf16_stays_near_fp32(records, plain, case):
-    """A bf16 value is off by up to 2^-8 of itself; losses are means over 480 tokens."""
+    """A bf16 value is off by up to 2^-8 of itself; losses are means over 960 tokens."""
     expected = plain(case)
     assert furthest(records[0].losses, expected.losses) <= 2e-3
     assert furthest(records[0].norms, expected.norms) <= 0.03 * max(expected.norms)
@@ -86,8 +77,6 @@ def test_bf16_stays_near_fp32(records, plain, case):
 
 @pytest.mark.parametrize("accumulation", [1, 2])
 def test_bf16_stages_stay_near_each_other(trained, world_size, accumulation):
-    if 60 % (world_size * accumulation):
-        pytest.skip("the batch does not divide")
     ranks = trained(world_size)
     runs = [ranks[0][Case("bf16", stage, accumulation)] for stage in STAGES]
     for run in runs[1:]:

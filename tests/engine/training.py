@@ -29,7 +29,7 @@ def config_of(
     stage: int = 1,
     model: ModelConfig = ODD,
     dtype: str = "fp32",
-    batch: tuple[int, int] = (60, 6),
+    batch: tuple[int, int] = (4, 4),
     overrides: str = "",
     **optim: Any,
 ) -> Config:
@@ -67,6 +67,8 @@ class Record:
     dtypes: dict[str, torch.dtype] = field(default_factory=dict)
     empty: int = 0
     """Parameters of which this rank holds nothing."""
+    compiled: bool = False
+    """Whether some module runs through torch.compile."""
     start: dict[str, Tensor] = field(default_factory=dict)
     final: dict[str, Tensor] = field(default_factory=dict)
 
@@ -133,6 +135,8 @@ def train(mesh: Mesh, config: Config, tokens: Tensor) -> Record:
             record.off_sphere.append(distance_from_sphere(record.final))
             record.stale += _stale(engine, record.final)
     record.dtypes = {n: p.dtype for n, p in table_parameters(engine.deepspeed.module)}
+    modules = engine.deepspeed.module.modules()
+    record.compiled = any(module._compiled_call_impl is not None for module in modules)
     record.empty = sum(fragment.length == 0 for fragment in engine.masters.fragments)
     engine.deepspeed.destroy()
     return record
