@@ -7,6 +7,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -31,15 +32,26 @@ def timed(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - start
 
 
+@dataclass
+class Laps:
+    """Seconds of one contestant, round by round."""
+
+    wall: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
+    """Of all threads of this process; other work on the machine hardly changes them."""
+
+
 def interleave(
     contestants: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
-) -> dict[str, list[float]]:
-    """Seconds per round of each contestant, in the order A B C A B C, so that drift hits all."""
-    seconds: dict[str, list[float]] = {name: [] for name in contestants}
+) -> dict[str, Laps]:
+    """Times of each contestant, run in the order A B C A B C, so that drift hits all."""
+    laps = {name: Laps() for name in contestants}
     for _ in range(rounds):
         for name, work in contestants.items():
-            seconds[name].append(timed(work, device))
-    return seconds
+            before = time.process_time()
+            laps[name].wall.append(timed(work, device))
+            laps[name].cpu.append(time.process_time() - before)
+    return laps
 
 
 def spread(values: Sequence[float]) -> dict[str, float]:

@@ -26,9 +26,13 @@ def run(*words: str) -> str:
 
 def test_contestants_take_turns():
     order: list[str] = []
-    seconds = interleave({n: lambda n=n: order.append(n) for n in "abc"}, 2, CPU)
+    laps = interleave({n: lambda n=n: order.append(n) for n in "abc"}, 2, CPU)
     assert "".join(order) == "abcabc"
-    assert {name: len(values) for name, values in seconds.items()} == {"a": 2, "b": 2, "c": 2}
+    assert [(n, len(lap.wall), len(lap.cpu)) for n, lap in laps.items()] == [
+        ("a", 2, 2),
+        ("b", 2, 2),
+        ("c", 2, 2),
+    ]
 
 
 def test_spread_and_ratio():
