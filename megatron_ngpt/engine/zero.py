@@ -45,14 +45,9 @@ def construction(deepspeed: Any, settings: dict[str, Any], mesh: Mesh) -> Abstra
         return nullcontext()
     # no dtype argument: on CPU, DeepSpeed 0.19.8 would take bf16 whatever it says
     context: AbstractContextManager = deepspeed.zero.Init(
-        config_dict_or_path=settings, data_parallel_group=mesh.group("dp"), mpu=_mpu(mesh)
+        config_dict_or_path=settings, data_parallel_group=mesh.group("dp"), mpu=Mpu(mesh)
     )
     return context
-
-
-def _mpu(mesh: Mesh) -> Mpu | None:
-    """None where data parallelism is all there is, which is DeepSpeed's own default."""
-    return Mpu(mesh) if mesh.model_group.size() > 1 else None
 
 
 def start(
@@ -88,7 +83,7 @@ def start(
         optimizer=optimizer_once_cast,
         config=settings,
         dist_init_required=False,
-        mpu=_mpu(mesh),
+        mpu=Mpu(mesh),
     )
     return engine
 

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed import pipelining
+from torch.utils.checkpoint import GraphExecGroup
 
 from megatron_ngpt.config import Config
 from megatron_ngpt.mesh.mesh import Mesh
@@ -38,6 +39,17 @@ class _Stage(nn.Module):
     def forward(self, x: Tensor, targets: Tensor) -> Tensor:
         output: Tensor = self.part(x, targets)
         return output.view(1) if self.part.part.last else output
+
+
+class _RecomputeOnce(pipelining.PipelineStage):
+    """Zero-bubble schedules take a micro-batch's weight gradients parameter by parameter.
+
+    Each of these small backward passes would compute the checkpointed block anew.
+    """
+
+    def backward_weight_one_chunk(self, *args: Any, **options: Any) -> None:
+        with GraphExecGroup():
+            super().backward_weight_one_chunk(*args, **options)
 
 
 class Pipeline:
@@ -79,7 +91,7 @@ class Pipeline:
 
     def _stage(self, number: int) -> pipelining.PipelineStage:
         part = self.stages.parts[number]
-        return pipelining.PipelineStage(
+        return _RecomputeOnce(
             self.modules[number],
             number,
             self.count,
