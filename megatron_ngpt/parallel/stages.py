@@ -30,9 +30,10 @@ def stage_map(config: Config) -> StageMap:
         ValueError: the layers do not fill the stages.
     """
     parallel, layers = config.parallel, config.model.layers
-    count = parallel.pp * parallel.stages_per_rank
+    count = parallel.pp * parallel.stages_per_rank if parallel.pp > 1 else 1
     sizes = list(parallel.layers_per_stage) or balanced(layers, count, head_cost(config))
-    if len(sizes) != count or sum(sizes) != layers or min(sizes[:-1], default=1) < 1:
+    empty = min(sizes[:-1], default=1) < 1 or sizes[-1] < 0
+    if empty or len(sizes) != count or sum(sizes) != layers:
         raise ValueError(
             f"parallel.layers_per_stage = {sizes} must be {count} numbers (pp * stages_per_rank), "
             f"none but the last of them 0, that add up to model.layers = {layers}: change them, or "
@@ -53,7 +54,7 @@ def _parts(sizes: list[int]) -> tuple[Part, ...]:
 def _owners(pp: int, count: int, schedule: str) -> tuple[int, ...]:
     """Stages go round the ranks; zbv goes there and back, so a rank holds first and last."""
     if schedule == "zbv":
-        return (*range(pp), *reversed(range(pp)))
+        return (*range(pp), *reversed(range(pp)))[:count]
     return tuple(stage % pp for stage in range(count))
 
 
