@@ -90,7 +90,7 @@ def _bad_gradient(mesh, corpus: str, folder: Path, stages: list, dtype: str):
         if mesh.rank == 0:
             _poison(engine.deepspeed.module, 3)
         with pytest.raises(FloatingPointError) as error:
-            train(config, engine, open_corpora(config.data)[0], None)
+            train(config, engine, open_corpora(config.data)[0], ())
         told.append(str(error.value))
     return told
 
