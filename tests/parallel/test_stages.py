@@ -1,4 +1,4 @@
-from itertools import combinations
+from itertools import chain, combinations, pairwise
 
 import pytest
 
@@ -25,7 +25,7 @@ def every_split(layers, stages):
     """All ways to cut layers in a row into stages of which only the last may be empty."""
     for cuts in combinations(range(1, layers + 1), stages - 1):
         edges = (0, *cuts, layers)
-        yield [after - before for before, after in zip(edges, edges[1:], strict=False)]
+        yield [after - before for before, after in pairwise(edges)]
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -48,8 +48,8 @@ def test_the_head_counts_as_what_it_costs():
 def test_cost_of_the_head_in_blocks(architecture):
     """Multiplications per token: one per weight of a matrix, and T / 2 keys and values a head."""
     model = ModelConfig(
-        architecture=architecture, width=12, heads=4, kv_heads=2, head_dim=6, ffn_width=40, layers=1,
-        vocab_size=1000,
+        architecture=architecture, width=12, layers=1, heads=4, kv_heads=2, head_dim=6,
+        ffn_width=40, vocab_size=1000,
     )  # fmt: skip
     sizes = {n: s.shape[0] * s.shape[1] for n, s in parameter_table(model).items() if s.shape[1:]}
     block = sum(size for name, size in sizes.items() if name.startswith("blocks.0."))
@@ -89,7 +89,7 @@ def test_owners(parallel, owners):
     found = stage_map(config_of(12, **parallel))
     assert found.owners == owners
     held = [found.of_rank(rank) for rank in range(parallel["pp"])]
-    assert sorted(sum(held, [])) == list(range(len(owners)))
+    assert sorted(chain(*held)) == list(range(len(owners)))
     assert all(owners[stage] == rank for rank, stages in enumerate(held) for stage in stages)
     assert all(stages == sorted(stages) for stages in held)
 
