@@ -81,6 +81,19 @@ def test_a_zero_vector_stays_zero():
     assert torch.isfinite(flat).all()
 
 
+@pytest.mark.parametrize("name", ["rows", "columns"])
+def test_a_tensor_parallel_piece_is_normalised_by_itself(name):
+    """Its vectors are whole; where the piece lies in the unsharded parameter does not matter."""
+    shape, norm_dim = SHAPES[name]
+    whole = [2 * size if dim != norm_dim else size for dim, size in enumerate(shape)]
+    origin = [0 if dim == norm_dim else size for dim, size in enumerate(shape)]
+    spec = ParameterSpec(name, tuple(whole), norm_dim, 1 - norm_dim, "matrix")
+    flat = values()[name].flatten()
+    shard = Shard(shape, tuple(origin), shape, replicated=False)
+    Projection([Fragment(spec, shard, 0, len(flat), flat, 0, 0)], None)()
+    assert (flat.view(shape) - expected(values())[name]).abs().max() <= 2e-7
+
+
 def _cut_anywhere(mesh):
     """Largest error over cuts at every pair of places, and the flat values of every ``alike``."""
     worst, last_bits = 0.0, set()
