@@ -37,13 +37,13 @@ def main(launch: Launch, argv: list[str]) -> None:
     config = _parse(argv)
     degrees = Degrees.of(config.parallel, launch.world_size)
     check_topology(config, degrees)
-    corpus, valid = open_corpora(config.data)
+    stages, valid = open_corpora(config.data)
     device = pick_device(config.engine.device, launch.local_rank)
     if launch.rank == 0:
         check_outputs(config)
     start(launch, device)
     engine = Engine(config, Mesh.build(degrees, device))
-    train(config, engine, corpus, valid)
+    train(config, engine, stages, valid)
 
 
 def _parse(argv: list[str]) -> Config:

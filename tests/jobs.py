@@ -4,6 +4,7 @@ import gc
 import json
 import multiprocessing
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -138,13 +139,18 @@ def pretrain(arguments: Sequence[str], processes: int = 0, **options: Any) -> Fi
     return finish(command(arguments, processes), **options)
 
 
-def forked(arguments: Sequence[str], **environment: str) -> Finished:
-    """Like plain ``python pretrain_ngpt.py`` in all but the seconds of its imports."""
+def forked(arguments: Sequence[str], largest_file: int = -1) -> Finished:
+    """Like plain ``python pretrain_ngpt.py`` in all but the seconds of its imports.
+
+    Args:
+        arguments: its command line.
+        largest_file: bytes beyond which the disk refuses to write a file; -1 for no such limit.
+    """
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(SLOW_IMPORTS)
     with tempfile.TemporaryDirectory() as folder:
         out, err = Path(folder, "out"), Path(folder, "err")
-        job = (list(arguments), environment, str(out), str(err))
+        job = (list(arguments), largest_file, str(out), str(err))
         process = context.Process(target=_pretrain_here, args=job)
         process.start()
         process.join(60)
@@ -153,12 +159,12 @@ def forked(arguments: Sequence[str], **environment: str) -> Finished:
         return Finished(process.exitcode, out.read_text(), err.read_text())
 
 
-def _pretrain_here(arguments: list[str], environment: dict, out: str, err: str) -> None:
+def _pretrain_here(arguments: list[str], largest_file: int, out: str, err: str) -> None:
     for path, stream in ((out, sys.stdout), (err, sys.stderr)):
         os.dup2(os.open(path, os.O_CREAT | os.O_WRONLY | os.O_APPEND), stream.fileno())
     gc.freeze()
     torch.set_num_threads(1)
-    os.environ.update(environment)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
     sys.argv = ["pretrain_ngpt.py", *arguments]
     launch.finish(pretrain_ngpt.run())
 
@@ -172,9 +178,9 @@ def metrics(folder: Path) -> list[dict[str, float]]:
 def train_on(mesh: Mesh, arguments: Sequence[str]) -> Engine:
     """The same job on a rank of :func:`tests.distributed.run`; returns the engine it trained."""
     config = parse_config(arguments)
-    corpus, valid = open_corpora(config.data)
+    stages, valid = open_corpora(config.data)
     engine = Engine(config, mesh)
-    train(config, engine, corpus, valid)
+    train(config, engine, stages, valid)
     return engine
 
 

@@ -2,10 +2,17 @@
 
 from megatron_ngpt.config.checks import check, check_batch
 from megatron_ngpt.config.cli import load_config, parse_config, save_config
+from megatron_ngpt.config.data import (
+    Blend,
+    CorpusConfig,
+    DataConfig,
+    StageConfig,
+    blends_of,
+    corpora_of,
+)
 from megatron_ngpt.config.model import ModelConfig, ScaleConfig
 from megatron_ngpt.config.run import (
     CheckpointConfig,
-    DataConfig,
     EngineConfig,
     EvalConfig,
     LoggingConfig,
@@ -16,8 +23,10 @@ from megatron_ngpt.config.run import (
 from megatron_ngpt.config.tree import Config
 
 __all__ = [
+    "Blend",
     "CheckpointConfig",
     "Config",
+    "CorpusConfig",
     "DataConfig",
     "EngineConfig",
     "EvalConfig",
@@ -26,9 +35,12 @@ __all__ = [
     "OptimConfig",
     "ParallelConfig",
     "ScaleConfig",
+    "StageConfig",
     "TrainConfig",
+    "blends_of",
     "check",
     "check_batch",
+    "corpora_of",
     "load_config",
     "parse_config",
     "save_config",

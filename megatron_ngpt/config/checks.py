@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from operator import attrgetter
 
+from megatron_ngpt.config.data_checks import data_problems
 from megatron_ngpt.config.deepspeed import deepspeed_config
 from megatron_ngpt.config.tree import Config
 
@@ -13,7 +14,8 @@ def check(config: Config) -> None:
     """Raise one ValueError that lists every impossible setting, each with the way out."""
     # the second kind reckons with values of which the first kind makes sure
     problems = list(_positive(config)) or [
-        *_model(config), *_optim(config), *_engine(config), *_parallel(config), *_run(config)
+        *_model(config), *_optim(config), *_engine(config), *_parallel(config), *_run(config),
+        *data_problems(config.data),
     ]  # fmt: skip
     if problems:
         raise ValueError("impossible configuration:\n" + "\n".join(f"  - {p}" for p in problems))
@@ -137,5 +139,3 @@ def _run(config: Config) -> Iterator[str]:
             f"train.stop_at = {config.train.stop_at} is above train.steps = "
             f"{config.train.steps}: the run would end first; lower it or set 0"
         )
-    if not config.data.valid and not 0 <= config.data.valid_fraction < 1:
-        yield f"data.valid_fraction = {config.data.valid_fraction}: must be in [0, 1)"

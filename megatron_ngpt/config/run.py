@@ -1,4 +1,4 @@
-"""Everything about a run that is not the model: parallelism, optimizer, data, loop, files."""
+"""Everything about a run that is neither model nor data: parallelism, optimizer, loop, files."""
 
 from __future__ import annotations
 
@@ -69,29 +69,6 @@ class OptimConfig:
 
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What ZeRO shards over dp: 0 nothing, 1 optimizer state, 2 + gradients, 3 + parameters."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """Corpora as PREFIX of a PREFIX.bin / PREFIX.idx pair, and the tokenizer that made them."""
-
-    train: str = ""
-    """Prefix of the training corpus."""
-
-    valid: str = ""
-    """Prefix of the validation corpus; empty means the last valid_fraction of train."""
-
-    valid_fraction: float = 0.01
-    """Share of the training documents held back for validation when valid is empty."""
-
-    tokenizer: str = ""
-    """SentencePiece model file; needed for text in and out, not for training itself."""
-
-    seq_len: int = 1024
-    """Tokens per training sequence."""
-
-    prefetch: int = 2
-    """Batches read ahead by the loader's thread; 0 reads in the training loop."""
 
 
 @dataclass(frozen=True, kw_only=True)

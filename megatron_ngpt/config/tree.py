@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass, field
 
+from megatron_ngpt.config.data import DataConfig
 from megatron_ngpt.config.model import ModelConfig
 from megatron_ngpt.config.run import (
     CheckpointConfig,
-    DataConfig,
     EngineConfig,
     EvalConfig,
     LoggingConfig,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 
 import numpy as np
 
-from megatron_ngpt.config import DataConfig
+from megatron_ngpt.config import DataConfig, blends_of, corpora_of
 from megatron_ngpt.data.indexed import IndexedDataset
 
 
@@ -29,25 +30,61 @@ class TokenRange:
         return self.dataset.tokens(self.start + start, self.start + stop)
 
 
-def open_corpora(data: DataConfig) -> tuple[TokenRange, TokenRange | None]:
-    """Open what data.train and data.valid name.
+@dataclass(frozen=True)
+class Share:
+    """A corpus and its part in a blend."""
+
+    corpus: TokenRange
+    name: str
+    """What metrics and messages call it."""
+    weight: float = 1.0
+    """Relative to the weights beside it."""
+    epochs: int = 0
+    """Passes it may be read; 0 means any number."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The blend that is read from a number of tokens on."""
+
+    first_token: int
+    shares: tuple[Share, ...]
+
+
+def open_corpora(data: DataConfig) -> tuple[tuple[Stage, ...], tuple[Share, ...]]:
+    """Open what data.train, data.stages and data.valid name; each pair once.
 
     Returns:
-        The training and the validation range. Without data.valid the last
-        data.valid_fraction of the training documents are held back; the validation range is None
-        when that is 0 too.
+        The stages of training, and what to validate on. Without data.valid the last
+        data.valid_fraction of every training corpus' documents are held back, and its weight is
+        that of the first blend it is in; there is nothing to validate on when that is 0 too.
 
     Raises:
         FileNotFoundError: when a pair is missing, naming the setting.
         ValueError: when a pair is corrupt or empty, or too small to split, naming the setting.
     """
-    train = _open("data.train", data.train)
-    if data.valid:
-        valid = _open("data.valid", data.valid)
-        return _whole(train), _whole(valid)
-    if data.valid_fraction == 0:
-        return _whole(train), None
-    return split_corpus(train, data.valid_fraction)
+    if not corpora_of(data.train):
+        raise ValueError(f"data.train is empty: {_make('data.train')}")
+    parts: dict[str, tuple[TokenRange, TokenRange | None]] = {}
+    held_back: dict[str, Share] = {}
+    stages = []
+    starts = [0, *(stage.tokens for stage in data.stages)]
+    for first, (setting, corpora) in zip(starts, blends_of(data).items(), strict=True):
+        shares, total = [], sum(corpus.weight for corpus in corpora)
+        for corpus in corpora:
+            key = os.path.normpath(corpus.prefix)
+            if key not in parts:
+                parts[key] = _parts(setting, corpus.prefix, data)
+            train, valid = parts[key]
+            shares.append(Share(train, corpus.name, corpus.weight, corpus.epochs))
+            if valid and key not in held_back:
+                held_back[key] = Share(valid, corpus.name, corpus.weight / total)
+        stages.append(Stage(first, tuple(shares)))
+    own = (
+        Share(_whole(_open("data.valid", corpus.prefix)), corpus.name, corpus.weight)
+        for corpus in corpora_of(data.valid)
+    )
+    return tuple(stages), tuple(own) or tuple(held_back.values())
 
 
 def split_corpus(dataset: IndexedDataset, valid_fraction: float) -> tuple[TokenRange, TokenRange]:
@@ -80,13 +117,23 @@ def _whole(dataset: IndexedDataset) -> TokenRange:
     return TokenRange(dataset, 0, dataset.token_count)
 
 
-def _open(setting: str, prefix: str) -> IndexedDataset:
-    make = (
+def _parts(setting: str, prefix: str, data: DataConfig) -> tuple[TokenRange, TokenRange | None]:
+    """What is trained on and what is held back."""
+    dataset = _open(setting, prefix)
+    if data.valid or data.valid_fraction == 0:
+        return _whole(dataset), None
+    return split_corpus(dataset, data.valid_fraction)
+
+
+def _make(setting: str) -> str:
+    return (
         "make a pair with: python tools/preprocess_data.py --input FILE --tokenizer-model MODEL "
         f"--output-prefix NAME, then set {setting} to NAME_text_document"
     )
-    if not prefix:
-        raise ValueError(f"{setting} is empty: {make}")
+
+
+def _open(setting: str, prefix: str) -> IndexedDataset:
+    make = _make(setting)
     try:
         dataset = IndexedDataset(prefix)
     except FileNotFoundError as err:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from types import TracebackType
@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from megatron_ngpt.config import Config
-from megatron_ngpt.data.corpus import TokenRange
+from megatron_ngpt.data.blend import BlendStream
+from megatron_ngpt.data.corpus import Share, Stage
 from megatron_ngpt.data.stream import SampleStream
 
 # Not train.seed: runs that differ in their seed are compared on the same text.
@@ -39,7 +40,7 @@ class BatchReader:
     r-th of dp equal runs of them, in order, and cuts it into micro-batches.
     """
 
-    stream: SampleStream
+    stream: BlendStream | SampleStream
     global_batch: int
     micro_batch: int
     dp: int
@@ -62,8 +63,9 @@ class BatchReader:
         """
         share = self.global_batch // self.dp
         first = consumed + self.dp_rank * share
-        rows = self.stream.batch(np.arange(first, first + share))
-        self._check_ids(rows)
+        numbers = np.arange(first, first + share)
+        rows = self.stream.batch(numbers)
+        self._check_ids(numbers, rows)
         tokens, targets = self._tensor(rows[:, :-1]), self._tensor(rows[:, 1:])
         return Batch(tokens, targets), consumed + self.global_batch
 
@@ -73,13 +75,14 @@ class BatchReader:
         tensor = torch.from_numpy(whole)
         return tensor.pin_memory() if self.pin else tensor
 
-    def _check_ids(self, rows: np.ndarray) -> None:
+    def _check_ids(self, numbers: np.ndarray, rows: np.ndarray) -> None:
         # Read as unsigned, a negative id is huge, so one pass finds both kinds of mistake.
         if rows.view(np.uint64).max() < self.vocab_size:
             return
-        wrong = int(rows.min() if rows.min() < 0 else rows.max())
+        row, column = np.argwhere(rows.view(np.uint64) >= self.vocab_size)[0].tolist()
+        corpus = self.stream.corpus_of(int(numbers[row]))
         raise ValueError(
-            f"{self.setting} = {self.stream.corpus.dataset.prefix} holds token id {wrong}, but "
+            f"{self.setting} = {corpus.dataset.prefix} holds token id {rows[row, column]}, but "
             f"model.vocab_size = {self.vocab_size} allows ids from 0 to {self.vocab_size - 1}: "
             "set model.vocab_size to that of the tokenizer that made the corpus, or preprocess "
             "the text with the tokenizer of this model"
@@ -142,23 +145,42 @@ class Loader:
 
 
 def train_loader(
-    config: Config, corpus: TokenRange, *, dp: int, dp_rank: int, consumed: int, pin: bool = False
+    config: Config,
+    stages: Sequence[Stage],
+    *,
+    dp: int,
+    dp_rank: int,
+    consumed: int,
+    step: int = 0,
+    pin: bool = False,
 ) -> Loader:
-    """The training batches of one rank, from ``consumed`` samples on."""
-    stream = SampleStream(corpus, config.data.seq_len, config.train.seed)
+    """The training batches of one rank, from ``consumed`` samples on, which took ``step`` steps.
+
+    Raises:
+        ValueError: a corpus reaches its limit of epochs before train.steps.
+    """
+    stream = BlendStream(stages, config.data.seq_len, config.train.seed)
+    last = consumed + (config.train.steps - step) * config.train.global_batch
+    end = stream.first_beyond_epochs()
+    if end is not None and end.number < last:
+        steps = step + max(0, end.number - consumed) // config.train.global_batch
+        raise ValueError(
+            f"{end}, after step {steps}, and train.steps = {config.train.steps}: raise its epochs "
+            "or set them to 0, lower its weight, or shorten the run"
+        )
     reader = _reader(config, stream, "data.train", dp=dp, dp_rank=dp_rank, pin=pin)
     return Loader(reader, consumed, config.data.prefetch)
 
 
 def eval_batches(
-    config: Config, corpus: TokenRange, *, dp: int, dp_rank: int, pin: bool = False
+    config: Config, share: Share, *, dp: int, dp_rank: int, pin: bool = False
 ) -> Iterator[Batch]:
-    """One rank's share of the eval.steps global batches that every evaluation uses.
+    """One rank's part of the eval.steps global batches that every evaluation of a corpus uses.
 
     Together the ranks read the same samples for any dp, micro-batch size and train.seed. A
     validation corpus too short for them is read again from its start.
     """
-    stream = SampleStream(corpus, config.data.seq_len, EVAL_SEED)
+    stream = SampleStream(share.corpus, config.data.seq_len, EVAL_SEED)
     setting = "data.valid" if config.data.valid else "data.train"
     reader = _reader(config, stream, setting, dp=dp, dp_rank=dp_rank, pin=pin)
     for step in range(config.eval.steps):
@@ -166,7 +188,13 @@ def eval_batches(
 
 
 def _reader(
-    config: Config, stream: SampleStream, setting: str, *, dp: int, dp_rank: int, pin: bool
+    config: Config,
+    stream: BlendStream | SampleStream,
+    setting: str,
+    *,
+    dp: int,
+    dp_rank: int,
+    pin: bool,
 ) -> BatchReader:
     return BatchReader(
         stream=stream,

@@ -44,6 +44,10 @@ class SampleStream:
             self._read(start, row)
         return rows
 
+    def corpus_of(self, number: int) -> TokenRange:
+        """The corpus of a sample."""
+        return self.corpus
+
     def starts(self, numbers: np.ndarray) -> np.ndarray:
         """Where samples begin in the endless text: int64[B] to int64[B], in tokens."""
         epochs = numbers * self.seq_len // self.corpus.token_count

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 
 from torch import Tensor
 
 from megatron_ngpt.config import Config
-from megatron_ngpt.data.corpus import TokenRange
+from megatron_ngpt.data.corpus import Share, Stage
 from megatron_ngpt.data.loader import Batch, eval_batches, train_loader
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
 from megatron_ngpt.engine.checkpoint.folder import Progress
@@ -17,11 +18,14 @@ from megatron_ngpt.engine.schedule import learning_rate
 from megatron_ngpt.train.metrics import RunLog
 
 
-def train(config: Config, engine: Engine, corpus: TokenRange, valid: TokenRange | None) -> Progress:
+def train(
+    config: Config, engine: Engine, stages: Sequence[Stage], valid: Sequence[Share]
+) -> Progress:
     """Train from the newest checkpoint, or from the start, to train.steps or train.stop_at.
 
     Raises:
         FloatingPointError: the loss or the gradient is no longer finite.
+        ValueError: a corpus reaches its limit of epochs before the end.
     """
     checkpointer = Checkpointer(config, engine)
     progress = checkpointer.resume()
@@ -29,7 +33,13 @@ def train(config: Config, engine: Engine, corpus: TokenRange, valid: TokenRange 
     samples = progress.tokens // config.data.seq_len  # seq_len may have changed since
     dp, dp_rank = engine.mesh.degrees.dp, engine.mesh.index("dp")
     loader = train_loader(
-        config, corpus, dp=dp, dp_rank=dp_rank, consumed=samples, pin=_pin(engine)
+        config,
+        stages,
+        dp=dp,
+        dp_rank=dp_rank,
+        consumed=samples,
+        step=progress.step,
+        pin=_pin(engine),
     )
     with loader, RunLog(config, progress.step, enabled=engine.mesh.rank == 0) as log:
         while progress.step < last:
@@ -50,8 +60,8 @@ def train(config: Config, engine: Engine, corpus: TokenRange, valid: TokenRange 
                 "step_seconds": seconds,
             }
             _check_finite(record)
-            if valid is not None and _due(progress.step, config.eval.every, last):
-                record["valid_loss"] = evaluate(config, engine, valid)
+            if valid and _due(progress.step, config.eval.every, last):
+                record |= validation(config, engine, valid)
             log.step(record)
             if _due(progress.step, config.checkpoint.every or last, last):
                 checkpointer.save(progress)
@@ -59,10 +69,19 @@ def train(config: Config, engine: Engine, corpus: TokenRange, valid: TokenRange 
     return progress
 
 
-def evaluate(config: Config, engine: Engine, valid: TokenRange) -> float:
-    """Mean validation loss over eval.steps global batches, always the same ones."""
+def validation(config: Config, engine: Engine, valid: Sequence[Share]) -> dict[str, float]:
+    """valid_loss, the mean over the corpora by weight; of several also each valid_loss/NAME."""
+    losses = {share.name: evaluate(config, engine, share) for share in valid}
+    total = sum(share.weight for share in valid)
+    mean = sum(losses[share.name] * share.weight for share in valid) / total
+    each = {f"valid_loss/{name}": loss for name, loss in losses.items()} if len(valid) > 1 else {}
+    return {"valid_loss": mean} | each
+
+
+def evaluate(config: Config, engine: Engine, share: Share) -> float:
+    """Mean loss on a corpus over eval.steps global batches, always the same ones."""
     dp, dp_rank = engine.mesh.degrees.dp, engine.mesh.index("dp")
-    batches = eval_batches(config, valid, dp=dp, dp_rank=dp_rank, pin=_pin(engine))
+    batches = eval_batches(config, share, dp=dp, dp_rank=dp_rank, pin=_pin(engine))
     losses = [engine.evaluate(*_to_device(batch, engine)) for batch in batches]
     return sum(losses) / len(losses)
 

@@ -2,12 +2,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ngpt.config import DataConfig
+from megatron_ngpt.config import CorpusConfig, DataConfig, StageConfig
 from megatron_ngpt.data.corpus import TokenRange, open_corpora, split_corpus
 
 
 def tokens_of(corpus: TokenRange) -> list[int]:
     return corpus.tokens(0, corpus.token_count).tolist()
+
+
+def opened(data: DataConfig) -> tuple[TokenRange, TokenRange]:
+    """The only corpus to train on and the only one to validate on."""
+    ((stage,), (valid,)) = open_corpora(data)
+    assert stage.first_token == 0
+    return stage.shares[0].corpus, valid.corpus
 
 
 @settings(deadline=None, max_examples=50)
@@ -51,21 +58,37 @@ def test_range_counts_from_its_own_start(make_dataset):
 
 def test_open_holds_back_the_last_documents(make_dataset):
     data = DataConfig(train=make_dataset([3, 4, 2, 1]).prefix, valid_fraction=0.5)
-    train, valid = open_corpora(data)
+    train, valid = opened(data)
     assert tokens_of(train) == list(range(7))
     assert tokens_of(valid) == [7, 8, 9]
 
 
 def test_open_takes_a_validation_pair_whole(make_dataset):
     data = DataConfig(train=make_dataset([5]).prefix, valid=make_dataset([2, 1]).prefix)
-    train, valid = open_corpora(data)
+    train, valid = opened(data)
     assert (train.token_count, valid.token_count) == (5, 3)
 
 
 def test_open_without_validation(make_dataset):
-    train, valid = open_corpora(DataConfig(train=make_dataset([5]).prefix, valid_fraction=0))
-    assert train.token_count == 5
-    assert valid is None
+    (stage,), valid = open_corpora(DataConfig(train=make_dataset([5]).prefix, valid_fraction=0))
+    assert stage.shares[0].corpus.token_count == 5
+    assert valid == ()
+
+
+def test_every_corpus_of_every_stage_is_opened_once_and_holds_back_its_own(make_dataset):
+    a, b, c = (make_dataset(lengths).prefix for lengths in ([3, 4], [5, 1], [2, 2]))
+    first = (CorpusConfig(prefix=a, weight=3, name="a"), CorpusConfig(prefix=b, name="b", epochs=2))
+    later = (CorpusConfig(prefix=c, weight=5, name="c"), CorpusConfig(prefix=a, weight=5, name="a"))
+    data = DataConfig(
+        train=first, valid_fraction=0.5, stages=(StageConfig(tokens=100, train=later),)
+    )
+    stages, valid = open_corpora(data)
+    assert [stage.first_token for stage in stages] == [0, 100]
+    names = [[(s.name, s.weight, s.epochs) for s in stage.shares] for stage in stages]
+    assert names == [[("a", 3, 0), ("b", 1, 2)], [("c", 5, 0), ("a", 5, 0)]]
+    assert stages[0].shares[0].corpus is stages[1].shares[1].corpus
+    held_back = [(s.name, s.weight, tokens_of(s.corpus)) for s in valid]
+    assert held_back == [("a", 0.75, [3, 4, 5, 6]), ("b", 0.25, [5]), ("c", 0.5, [2, 3])]
 
 
 def test_open_says_which_setting_has_no_pair(make_dataset, tmp_path):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from megatron_ngpt.config import Config, DataConfig, EvalConfig, ModelConfig, TrainConfig
-from megatron_ngpt.data.corpus import TokenRange
+from megatron_ngpt.data.corpus import Share, Stage, TokenRange
 from megatron_ngpt.data.loader import Batch, BatchReader, Loader, eval_batches, train_loader
 from megatron_ngpt.data.stream import SampleStream
 
@@ -45,6 +45,10 @@ def samples(batches: list[Batch]) -> np.ndarray:
     return torch.cat([row.flatten(0, 1) for row in rows]).numpy()
 
 
+def only(corpus: TokenRange) -> tuple[Stage, ...]:
+    return (Stage(0, (Share(corpus, "only"),)),)
+
+
 def take(loader: Loader, count: int) -> tuple[list[Batch], list[int]]:
     with loader:
         batches, states = zip(*(next(loader) for _ in range(count)), strict=True)
@@ -77,12 +81,12 @@ def test_ranks_and_micro_batches_never_reorder(make_corpus, dp, micro_batch):
 @pytest.mark.parametrize("prefetch", [0, 1, 3])
 def test_resume_from_consumed_equals_the_unbroken_run(make_corpus, prefetch):
     corpus = make_corpus(TOKENS)
-    whole, states = take(train_loader(config(), corpus, dp=1, dp_rank=0, consumed=0), 12)
+    whole, states = take(train_loader(config(), only(corpus), dp=1, dp_rank=0, consumed=0), 12)
     assert states == list(range(GLOBAL_BATCH, 13 * GLOBAL_BATCH, GLOBAL_BATCH))
     for stop in (1, 5, 11):
         # Another length, prefetch and micro-batch: none of them belongs to the order.
         after = config(prefetch=prefetch, steps=99, micro_batch=4)
-        loader = train_loader(after, corpus, dp=1, dp_rank=0, consumed=states[stop - 1])
+        loader = train_loader(after, only(corpus), dp=1, dp_rank=0, consumed=states[stop - 1])
         rest, rest_states = take(loader, 12 - stop)
         assert np.array_equal(samples(rest), samples(whole[stop:]))
         assert rest_states == states[stop:]
@@ -93,7 +97,7 @@ def test_a_run_reads_every_token_of_a_pass_once(make_corpus):
     settings = replace(config(), model=ModelConfig(vocab_size=corpus.token_count))
     inputs = []
     for rank in range(2):
-        batches, _ = take(train_loader(settings, corpus, dp=2, dp_rank=rank, consumed=0), 5)
+        batches, _ = take(train_loader(settings, only(corpus), dp=2, dp_rank=rank, consumed=0), 5)
         inputs += [batch.tokens.flatten() for batch in batches]
     assert torch.cat(inputs).sort().values.tolist() == list(range(corpus.token_count))
 
@@ -163,15 +167,18 @@ def test_a_loader_left_open_does_not_hold_up_the_exit(make_dataset):
 def test_evaluation_reads_the_same_samples_on_every_layout(make_corpus, dp, micro_batch):
     corpus = make_corpus(TOKENS)
     settings = config(micro_batch, seed=dp)
-    ranks = [list(eval_batches(settings, corpus, dp=dp, dp_rank=rank)) for rank in range(dp)]
+    ranks = [
+        list(eval_batches(settings, Share(corpus, "only"), dp=dp, dp_rank=rank))
+        for rank in range(dp)
+    ]
     together = [batch for step in zip(*ranks, strict=True) for batch in step]
-    again = list(eval_batches(config(seed=99), corpus, dp=1, dp_rank=0))
+    again = list(eval_batches(config(seed=99), Share(corpus, "only"), dp=1, dp_rank=0))
     assert len(again) == 3
     assert np.array_equal(samples(together), samples(again))
 
 
 def test_evaluation_wraps_a_short_corpus(make_corpus):
-    batches = list(eval_batches(config(), make_corpus(10), dp=1, dp_rank=0))
+    batches = list(eval_batches(config(), Share(make_corpus(10), "only"), dp=1, dp_rank=0))
     counts = torch.cat([batch.tokens.flatten() for batch in batches]).bincount()
     # 3 steps * 12 samples * 7 tokens over 10 tokens: 25 passes and 2 tokens.
     assert sorted(counts.tolist()) == [25] * 8 + [26] * 2
@@ -179,7 +186,7 @@ def test_evaluation_wraps_a_short_corpus(make_corpus):
 
 def test_evaluation_names_the_setting_that_chose_the_corpus(make_dataset):
     dataset = make_dataset([8], np.full(8, TOKENS))
-    corpus = TokenRange(dataset, 0, 8)
+    corpus = Share(TokenRange(dataset, 0, 8), "only")
     with pytest.raises(ValueError, match=r"^data\.train = "):
         next(eval_batches(config(), corpus, dp=1, dp_rank=0))
     own = replace(config(), data=DataConfig(valid=dataset.prefix, seq_len=SEQ_LEN))

@@ -82,7 +82,7 @@ def _resume_one(mesh, corpus, folder: Path, source: tuple[int, int], stage: int,
     progress = Checkpointer(config, engine).resume()
     assert progress == Progress(SAVED, SAVED * 12 * 16)
     differing = _differing(stored_state(taken), whole_state(engine))
-    train(config, engine, open_corpora(config.data)[0], None)  # resumes once more, then goes on
+    train(config, engine, open_corpora(config.data)[0], ())  # resumes once more, then goes on
     return differing, [r["loss"] for r in metrics(own)] if mesh.rank == 0 else []
 
 

@@ -1,0 +1,73 @@
+"""Blends and stages that cannot work."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+
+from megatron_ngpt.config.data import CorpusConfig, DataConfig, blends_of, corpora_of
+
+
+def data_problems(data: DataConfig) -> Iterator[str]:
+    """What is impossible in the data section, each with the way out."""
+    valid = corpora_of(data.valid)
+    if not valid and not 0 <= data.valid_fraction < 1:
+        yield f"data.valid_fraction = {data.valid_fraction}: must be in [0, 1)"
+    for setting, corpora in (*blends_of(data).items(), ("data.valid", valid)):
+        yield from _blend(setting, corpora)
+    for corpus in valid:
+        if corpus.epochs:
+            yield (
+                f"data.valid: {corpus.prefix} has epochs = {corpus.epochs}, but every evaluation "
+                "reads the same samples: leave epochs out"
+            )
+    yield from _stages(data)
+    yield from _names(data, valid)
+
+
+def _blend(setting: str, corpora: Sequence[CorpusConfig]) -> Iterator[str]:
+    for corpus in corpora:
+        if corpus.prefix.startswith(("[", "{")):
+            yield (
+                f"{setting} = {corpus.prefix}: no list of corpora; each needs a prefix and may "
+                "have weight, epochs and name: [{prefix: A, weight: 0.7}, {prefix: B, weight: 0.3}]"
+            )
+        if not (corpus.weight > 0 and math.isfinite(corpus.weight)):
+            yield (
+                f"{setting}: {corpus.prefix} has weight = {corpus.weight}: it must be above 0; "
+                "leave out a corpus that is not to be read"
+            )
+        if corpus.epochs < 0:
+            yield f"{setting}: {corpus.prefix} has epochs = {corpus.epochs}: 0 means no limit"
+    counts = Counter(os.path.normpath(corpus.prefix) for corpus in corpora)
+    for prefix, count in counts.items():
+        if count > 1:
+            yield (
+                f"{setting} names {prefix} {count} times: name it once, with the sum of the weights"
+            )
+
+
+def _stages(data: DataConfig) -> Iterator[str]:
+    before = 0
+    for i, stage in enumerate(data.stages):
+        if stage.tokens <= before:
+            yield (
+                f"data.stages[{i}].tokens = {stage.tokens}: must be above {before}, where the "
+                "blend before it begins"
+            )
+        if not stage.train:
+            yield f"data.stages[{i}].train is empty: name its corpora"
+        before = stage.tokens
+
+
+def _names(data: DataConfig, valid: Sequence[CorpusConfig]) -> Iterator[str]:
+    """Metrics tell validation corpora apart by name."""
+    corpora = valid or [corpus for blend in blends_of(data).values() for corpus in blend]
+    prefixes: dict[str, str] = {}
+    for corpus in corpora:
+        prefix = os.path.normpath(corpus.prefix)
+        other = prefixes.setdefault(corpus.name, prefix)
+        if other != prefix:
+            yield f"{other} and {prefix} are both called {corpus.name}: give one of them a name"

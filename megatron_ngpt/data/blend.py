@@ -1,0 +1,143 @@
+"""The samples of a blend of corpora, and of blends that follow one another."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from megatron_ngpt.data.allocation import Allocation
+from megatron_ngpt.data.corpus import Share, Stage, TokenRange
+from megatron_ngpt.data.stream import SampleStream
+
+
+@dataclass(frozen=True, eq=False)
+class _Part:
+    """One stage: samples [first, end) of the run."""
+
+    first: int
+    end: int | None
+    shares: tuple[Share, ...]
+    allocation: Allocation
+    streams: tuple[SampleStream, ...]
+    read: np.ndarray
+    """int64[corpora]: samples of each corpus that earlier stages have read."""
+    limits: np.ndarray
+    """int64[corpora]: samples of each corpus that may be read in all."""
+
+    def number_beyond(self, corpus: int) -> int:
+        """Number of the first sample here that is over a corpus' limit."""
+        ordinal = max(0, int(self.limits[corpus] - self.read[corpus]))
+        return self.first + self.allocation.number(corpus, ordinal)
+
+
+@dataclass(frozen=True)
+class EndOfEpochs:
+    """The first sample of a run that a limit of epochs forbids."""
+
+    number: int
+    share: Share
+
+    def __str__(self) -> str:
+        return (
+            f"corpus {self.share.name} ({self.share.corpus.dataset.prefix}) has been read "
+            f"epochs = {self.share.epochs} times when sample {self.number} wants more of it"
+        )
+
+
+class BlendStream:
+    """Endless samples of blended corpora, addressed by number like those of a ``SampleStream``.
+
+    Every corpus keeps its own stream and its own count of samples; an ``Allocation`` says whose
+    turn it is. A stage begins with the first sample that starts at or after its token, and goes on
+    in each corpus where the stages before it have left it, so the streams lose and repeat nothing.
+
+    Args:
+        stages: at least one, the first at token 0.
+        seq_len: T, inputs per sample.
+        seed: chooses the order within each corpus.
+
+    Raises:
+        ValueError: a weight is too small beside the others.
+    """
+
+    def __init__(self, stages: Sequence[Stage], seq_len: int, seed: int) -> None:
+        self.seq_len = seq_len
+        firsts = [-(-stage.first_token // seq_len) for stage in stages]
+        assert firsts[0] == 0, firsts
+        read: dict[str, int] = {}
+        self._firsts = np.array(firsts)
+        self._parts = []
+        for first, end, stage in zip(firsts, [*firsts[1:], None], stages, strict=True):
+            part = _part(first, end, stage.shares, read, (seq_len, seed))
+            self._parts.append(part)
+            if end is not None:
+                counts = part.read + part.allocation.counts(end - first)
+                read |= zip(map(_key, part.shares), counts.tolist(), strict=True)
+
+    def batch(self, numbers: np.ndarray) -> np.ndarray:
+        """Samples by number: int64[B] to int64[B, T + 1]; ``[:, 1:]`` are the targets.
+
+        Raises:
+            ValueError: a corpus has reached its limit of epochs.
+        """
+        rows = np.empty((len(numbers), self.seq_len + 1), np.int64)
+        of_part = np.searchsorted(self._firsts, numbers, side="right") - 1
+        for index in np.unique(of_part).tolist():
+            part, mine = self._parts[index], np.flatnonzero(of_part == index)
+            corpora, ordinals = part.allocation(numbers[mine] - part.first)
+            ordinals += part.read[corpora]
+            over = ordinals >= part.limits[corpora]
+            if over.any():
+                corpus = int(corpora[over.argmax()])
+                end = EndOfEpochs(part.number_beyond(corpus), part.shares[corpus])
+                raise ValueError(f"{end}: raise its epochs or set them to 0")
+            for corpus in np.unique(corpora).tolist():
+                chosen = corpora == corpus
+                rows[mine[chosen]] = part.streams[corpus].batch(ordinals[chosen])
+        return rows
+
+    def corpus_of(self, number: int) -> TokenRange:
+        """The corpus of a sample."""
+        part = self._parts[int(np.searchsorted(self._firsts, number, side="right")) - 1]
+        corpora, _ = part.allocation(np.array([number - part.first]))
+        return part.shares[int(corpora[0])].corpus
+
+    def first_beyond_epochs(self) -> EndOfEpochs | None:
+        """Where the first corpus reaches its limit of epochs, if any does."""
+        for part in self._parts:
+            ends = [
+                EndOfEpochs(part.number_beyond(corpus), share)
+                for corpus, share in enumerate(part.shares)
+                if share.epochs
+            ]
+            first = min(ends, key=lambda end: end.number, default=None)
+            if first and (part.end is None or first.number < part.end):
+                return first
+        return None
+
+
+def _part(
+    first: int,
+    end: int | None,
+    shares: tuple[Share, ...],
+    read: dict[str, int],
+    order: tuple[int, int],
+) -> _Part:
+    try:
+        allocation = Allocation([share.weight for share in shares])
+    except ValueError as err:
+        raise ValueError(f"{shares[0].name} and the corpora beside it: {err}") from err
+    streams = tuple(SampleStream(share.corpus, *order) for share in shares)
+    limits = [
+        stream.first(share.epochs) if share.epochs else np.iinfo(np.int64).max
+        for stream, share in zip(streams, shares, strict=True)
+    ]
+    before = [read.get(_key(share), 0) for share in shares]
+    return _Part(first, end, shares, allocation, streams, np.array(before), np.array(limits))
+
+
+def _key(share: Share) -> str:
+    return os.path.normpath(share.corpus.dataset.prefix)
