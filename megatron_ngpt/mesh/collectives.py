@@ -39,7 +39,8 @@ def all_gather_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     mine = x.transpose(0, 1).contiguous()  # the collective concatenates dimension 0
     whole = mine.new_empty(mine.shape[0] * group.size(), *mine.shape[1:])
     dist.all_gather_into_tensor(whole, mine, group=group)
-    return whole.transpose(0, 1)
+    # one copy here, or each linear layer that reads this makes and keeps its own
+    return whole.transpose(0, 1).contiguous()
 
 
 def reduce_scatter_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:

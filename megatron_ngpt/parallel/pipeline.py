@@ -111,7 +111,8 @@ class Pipeline:
         losses: list[Tensor] = []
         first = (tokens.flatten(0, 1),) if 0 in self.mine else ()
         goal = targets.flatten(0, 1)
-        self.schedule.step(*first, target=goal, losses=losses, targets=goal)
+        # outputs that the schedule collects would keep the graph of every micro-batch of the step
+        self.schedule.step(*first, target=goal, losses=losses, return_outputs=False, targets=goal)
         return torch.stack(losses).sum().detach() if losses else self._zero()
 
     def forward(self, tokens: Tensor, targets: Tensor | None) -> Tensor | None:
