@@ -5,7 +5,6 @@ import json
 import multiprocessing
 import os
 import resource
-import signal
 import subprocess
 import sys
 import tempfile
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
@@ -99,21 +99,23 @@ def command(arguments: Sequence[str], processes: int = 0) -> list[str]:
 
 @contextmanager
 def started(argv: Sequence[str], **options: Any) -> Iterator[subprocess.Popen]:
-    """A command in a process group of its own, all of which is killed at the end."""
+    """A command that is killed at the end, with all it started."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", **options.pop("env", {})}
-    process = subprocess.Popen(
-        list(argv), cwd=REPOSITORY, env=environment, start_new_session=True, **options
-    )
+    process = subprocess.Popen(list(argv), cwd=REPOSITORY, env=environment, **options)
     try:
         yield process
     finally:
-        kill_group(process)
+        kill_family(process)
 
 
-def kill_group(process: subprocess.Popen) -> None:
-    """SIGKILL to a command and everything it started; returns when it is gone."""
-    with suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+def kill_family(process: subprocess.Popen) -> None:
+    """SIGKILL to a command and everything it started; torchrun gives its ranks own sessions."""
+    with suppress(psutil.NoSuchProcess):
+        parent = psutil.Process(process.pid)
+        parent.suspend()  # starts nothing more
+        for member in [*parent.children(recursive=True), parent]:
+            with suppress(psutil.NoSuchProcess):
+                member.kill()
     process.wait()
 
 
@@ -128,7 +130,7 @@ def finish(argv: Sequence[str], timeout: float = 120, **options: Any) -> Finishe
         try:
             out, err = process.communicate(timeout=timeout)
         except subprocess.TimeoutExpired:
-            kill_group(process)
+            kill_family(process)
             out, err = process.communicate()
             raise AssertionError(f"still running after {timeout} s\n{out}\n{err}") from None
     return Finished(process.returncode, out, err)
@@ -153,7 +155,7 @@ def forked(arguments: Sequence[str], largest_file: int = -1) -> Finished:
         job = (list(arguments), largest_file, str(out), str(err))
         process = context.Process(target=_pretrain_here, args=job)
         process.start()
-        process.join(60)
+        process.join(120)
         process.kill()
         process.join()
         return Finished(process.exitcode, out.read_text(), err.read_text())

@@ -1,0 +1,140 @@
+"""pretrain_ngpt.py as a user runs it."""
+
+import pytest
+
+from megatron_ngpt.config import load_config
+from megatron_ngpt.engine.checkpoint.folder import checkpoints
+from tests.distributed import run
+from tests.jobs import Finished, forked, metrics, pretrain, train_on, words
+
+FIELDS = {"step", "loss", "grad_norm", "lr", "tokens", "tokens_per_second", "step_seconds"}
+SECTIONS = {"checkpoint": {"every": 3}, "eval": {"every": 3}, "logging": {"every": 2}}
+
+
+def test_the_main_job_with_a_stop_and_a_resume(toy_corpus, tmp_path):
+    folder = tmp_path / "stopped"
+    arguments = words(toy_corpus, folder, **SECTIONS)
+    first = pretrain([*arguments, "--train.stop_at", "4"], processes=2)
+    assert first.code == 0, first
+    assert [path.name for path in checkpoints(folder / "checkpoints")] == [
+        "step_00000004",
+        "step_00000003",
+    ]
+    second = pretrain(arguments, processes=2)
+    assert second.code == 0, second
+    assert second.err == "", second
+    lines = second.out.splitlines()
+    assert lines[0] == "resumed at step 4 of 8", second
+    assert [line.split(",")[0] for line in lines[1:]] == ["step 6/8", "step 8/8"]
+
+    records = metrics(folder)
+    assert [record["step"] for record in records] == list(range(1, 9))
+    for record in records:
+        evaluated = record["step"] in (3, 4, 6, 8)
+        assert record.keys() == FIELDS | ({"valid_loss"} if evaluated else set())
+        assert record["tokens"] == record["step"] * 12 * 16
+        assert record["tokens_per_second"] == pytest.approx(192 / record["step_seconds"])
+    assert records[-1]["loss"] < records[0]["loss"] - 0.5
+    assert records[-1]["valid_loss"] < records[2]["valid_loss"] - 0.2
+    assert load_config(folder / "config.yaml").model.ffn_width == 37
+
+    run(2, train_on_quietly, words(toy_corpus, tmp_path / "whole", **SECTIONS))
+    varying = ("tokens_per_second", "step_seconds")
+    for ours, theirs in zip(records, metrics(tmp_path / "whole"), strict=True):
+        if ours["step"] == 4:
+            ours.pop("valid_loss")  # a run also evaluates where it stops
+        assert all(ours[k] == theirs[k] for k in ours if k not in varying), (ours, theirs)
+        assert ours.keys() == theirs.keys()
+
+
+def train_on_quietly(mesh, arguments) -> None:
+    train_on(mesh, arguments)  # an engine cannot be sent back
+
+
+def test_plain_python(toy_corpus, tmp_path):
+    done = pretrain(words(toy_corpus, tmp_path))
+    assert done.code == 0, done
+    assert done.err == "", done
+    assert len(metrics(tmp_path)) == 8
+
+
+def reason(done: Finished, code: int) -> str:
+    """The one message of a run that ended with this exit code, and no traceback."""
+    assert done.code == code, done
+    assert "Traceback" not in done.err, done
+    assert done.err.startswith("pretrain_ngpt.py: "), done
+    assert done.err.count("pretrain_ngpt.py: ") == 1, done
+    return done.err
+
+
+REFUSED = {
+    "no corpus": ({"data": {"train": "/nowhere/x"}}, "data.train = /nowhere/x: "),
+    "batch": ({"train": {"global_batch": 13}}, "train.global_batch = 13 is not a multiple"),
+    "no overrides": (
+        {"engine": {"deepspeed_overrides": "/nowhere/x.json"}},
+        "engine.deepspeed_overrides = /nowhere/x.json: ",
+    ),
+    "vocabulary": ({"model": {"vocab_size": 60}}, "holds token id 60, but model.vocab_size = 60"),
+    "no wandb": ({"logging": {"wandb_project": "x"}}, "pip install 'megatron-ngpt[logging]'"),
+    "no folder": ({"checkpoint": {"dir": "/dev/null/x"}}, "checkpoint.dir = /dev/null/x: no files"),
+    "no GPU": ({"engine": {"device": "cuda"}}, "engine.device = cuda: local rank 0 has no GPU"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(toy_corpus, tmp_path, case):
+    sections, message = REFUSED[case]
+    assert message in reason(forked(words(toy_corpus, tmp_path, **sections)), code=2)
+    assert not (tmp_path / "metrics.jsonl").exists() or not metrics(tmp_path)
+
+
+def test_a_command_line_that_cannot_be_parsed(tmp_path):
+    done = forked(["--train.globalbatch", "13"])
+    assert done.code == 2, done
+    assert "did you mean --train.global_batch?" in done.err, done
+    assert done.err.count("usage: ") == 1, done
+    help_wanted = forked(["--help"])
+    assert (help_wanted.code, help_wanted.err) == (0, "")
+    assert "--train.global_batch" in help_wanted.out
+
+
+def test_another_model_in_the_folder_is_refused(toy_corpus, tmp_path):
+    assert forked(words(toy_corpus, tmp_path, train={"steps": 2})).code == 0
+    done = forked(words(toy_corpus, tmp_path, model={"heads": 5}))
+    assert "model.heads = 5, but " in reason(done, code=2)
+
+
+def test_a_loss_that_is_no_number_ends_the_run(toy_corpus, tmp_path):
+    sections = {"model": {"architecture": "gpt"}, "optim": {"lr": 1e30, "grad_clip": 0}}
+    done = forked(words(toy_corpus, tmp_path, **sections, checkpoint={"every": 1}))
+    assert "loss is nan at step 2: lower optim.lr" in reason(done, code=1)
+    assert [record["step"] for record in metrics(tmp_path)] == [1]
+
+
+def test_a_save_that_fails_ends_the_run(toy_corpus, tmp_path):
+    """On a disk that takes no large files."""
+    done = forked(words(toy_corpus, tmp_path, checkpoint={"every": 3}), largest_file=20_000)
+    assert "the checkpoint of step 3 could not be written" in reason(done, code=1)
+    assert "File too large" in done.err, done
+    assert len(metrics(tmp_path)) == 6, "it is noticed at the next save"
+    assert not checkpoints(tmp_path / "checkpoints")
+
+
+def test_when_no_checkpoint_is_whole_training_starts_anew_and_says_so(toy_corpus, tmp_path):
+    arguments = words(toy_corpus, tmp_path, train={"steps": 2})
+    assert forked(arguments).code == 0
+    before = metrics(tmp_path)
+    (tmp_path / "checkpoints" / "step_00000002" / "index.json").write_text("{}")
+    done = forked(arguments)
+    assert done.code == 0, done
+    damaged, anew = done.err.splitlines()
+    assert damaged.startswith("damaged checkpoint, moved to "), done
+    assert anew.endswith("TRAINING STARTS FROM THE BEGINNING"), done
+    assert [r["loss"] for r in metrics(tmp_path)] == [r["loss"] for r in before]
+
+
+def test_rank_0_alone_speaks_and_torchrun_does_not_silence_it(toy_corpus, tmp_path):
+    done = pretrain(words(toy_corpus, tmp_path, train={"global_batch": 13}), processes=2)
+    assert done.code == 1, done  # torchrun's own
+    assert done.err.count("train.global_batch = 13 is not a multiple") == 1, done
+    assert "exitcode  : 2" in done.err, done
