@@ -10,7 +10,9 @@ import numpy as np
 
 from megatron_ngpt.data.allocation import Allocation
 from megatron_ngpt.data.corpus import Share, Stage, TokenRange
-from megatron_ngpt.data.stream import SampleStream
+from megatron_ngpt.data.stream import SampleStream, read_endless, starts_of
+
+_UNLIMITED = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, eq=False)
@@ -21,7 +23,8 @@ class _Part:
     end: int | None
     shares: tuple[Share, ...]
     allocation: Allocation
-    streams: tuple[SampleStream, ...]
+    sizes: np.ndarray
+    """int64[corpora]: tokens of each corpus."""
     read: np.ndarray
     """int64[corpora]: samples of each corpus that earlier stages have read."""
     limits: np.ndarray
@@ -64,14 +67,14 @@ class BlendStream:
     """
 
     def __init__(self, stages: Sequence[Stage], seq_len: int, seed: int) -> None:
-        self.seq_len = seq_len
+        self.seq_len, self._seed = seq_len, seed
         firsts = [-(-stage.first_token // seq_len) for stage in stages]
         assert firsts[0] == 0, firsts
         read: dict[str, int] = {}
         self._firsts = np.array(firsts)
         self._parts = []
         for first, end, stage in zip(firsts, [*firsts[1:], None], stages, strict=True):
-            part = _part(first, end, stage.shares, read, (seq_len, seed))
+            part = _part(first, end, stage.shares, read, seq_len)
             self._parts.append(part)
             if end is not None:
                 counts = part.read + part.allocation.counts(end - first)
@@ -94,9 +97,11 @@ class BlendStream:
                 corpus = int(corpora[over.argmax()])
                 end = EndOfEpochs(part.number_beyond(corpus), part.shares[corpus])
                 raise ValueError(f"{end}: raise its epochs or set them to 0")
-            for corpus in np.unique(corpora).tolist():
-                chosen = corpora == corpus
-                rows[mine[chosen]] = part.streams[corpus].batch(ordinals[chosen])
+            starts = starts_of(ordinals, part.sizes[corpora], self.seq_len, self._seed)
+            for row, corpus, start in zip(
+                *map(np.ndarray.tolist, (mine, corpora, starts)), strict=True
+            ):
+                read_endless(part.shares[corpus].corpus, start, rows[row])
         return rows
 
     def corpus_of(self, number: int) -> TokenRange:
@@ -124,19 +129,20 @@ def _part(
     end: int | None,
     shares: tuple[Share, ...],
     read: dict[str, int],
-    order: tuple[int, int],
+    seq_len: int,
 ) -> _Part:
     try:
         allocation = Allocation([share.weight for share in shares])
     except ValueError as err:
         raise ValueError(f"{shares[0].name} and the corpora beside it: {err}") from err
-    streams = tuple(SampleStream(share.corpus, *order) for share in shares)
     limits = [
-        stream.first(share.epochs) if share.epochs else np.iinfo(np.int64).max
-        for stream, share in zip(streams, shares, strict=True)
+        SampleStream(share.corpus, seq_len, 0).first(share.epochs) if share.epochs else _UNLIMITED
+        for share in shares
     ]
     before = [read.get(_key(share), 0) for share in shares]
-    return _Part(first, end, shares, allocation, streams, np.array(before), np.array(limits))
+    sizes = [share.corpus.token_count for share in shares]
+    arrays = (np.array(values, np.int64) for values in (sizes, before, limits))
+    return _Part(first, end, shares, allocation, *arrays)
 
 
 def _key(share: Share) -> str:

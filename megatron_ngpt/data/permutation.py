@@ -11,7 +11,8 @@ back inside, which keeps the map a bijection.
 from __future__ import annotations
 
 import hashlib
-from math import isqrt
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -27,19 +28,22 @@ class Permutation:
     """Bijection of [0, size) chosen by a key; time and memory O(1) per index.
 
     Args:
-        size: number of indices, from 1 to 2**62.
-        key: integers that choose the order, for example (seed, epoch).
+        size: number of indices, from 1 to 2**62; or int64[B] to permute each of B indices by a
+            bijection of its own.
+        key: integers that choose the order, for example (seed, epoch); with B sizes, B such keys.
     """
 
-    def __init__(self, size: int, key: tuple[int, ...]) -> None:
-        assert 1 <= size <= 1 << 62, size
+    def __init__(
+        self, size: int | np.ndarray, key: Sequence[int] | Sequence[Sequence[int]]
+    ) -> None:
+        sizes = np.asarray(size, np.int64)
+        assert ((sizes >= 1) & (sizes <= 1 << 62)).all(), size
         self.size = size
-        rows = isqrt(size - 1) + 1
-        columns = -(-size // rows)
-        self._ranges = (np.uint64(rows), np.uint64(columns))
-        name = ",".join(str(number) for number in key).encode()
-        digest = hashlib.blake2b(name, digest_size=_ROUNDS * _KEY_BYTES).digest()
-        self._keys = np.frombuffer(digest, "<u8")
+        rows = _ceil_sqrt(sizes)
+        columns = -(-sizes // rows)
+        self._ranges = np.stack([rows, columns]).astype(np.uint64)
+        keys: Any = key if sizes.ndim else [key]
+        self._keys = np.array([_round_keys(one) for one in keys], np.uint64).T
 
     def __call__(self, indices: ArrayLike) -> np.ndarray:
         """Where each index goes: [0, size) to int64 in [0, size), same shape, () for one int."""
@@ -52,21 +56,42 @@ class Permutation:
     def _walk(self, indices: ArrayLike, inverse: bool) -> np.ndarray:
         starts = np.asarray(indices, np.int64)
         # One dimension at least: numpy's scalars warn where its arrays wrap around silently.
-        images = self._network(starts.astype(np.uint64).reshape(-1), inverse)
-        outside = images >= self.size
-        while outside.any():
-            images[outside] = self._network(images[outside], inverse)
-            outside = images >= self.size
+        images = starts.astype(np.uint64).reshape(-1)
+        sizes = np.broadcast_to(np.asarray(self.size, np.uint64), images.shape)
+        ranges = np.broadcast_to(self._ranges.reshape(2, -1), (2, len(images)))
+        keys = np.broadcast_to(self._keys.reshape(_ROUNDS, -1), (_ROUNDS, len(images)))
+        outside = np.arange(len(images))
+        while len(outside):
+            images[outside] = _network(
+                images[outside], ranges[:, outside], keys[:, outside], inverse
+            )
+            outside = outside[images[outside] >= sizes[outside]]
         return images.astype(np.int64).reshape(starts.shape)
 
-    def _network(self, indices: np.ndarray, inverse: bool) -> np.ndarray:
-        halves = list(np.divmod(indices, self._ranges[1]))
-        for number in reversed(range(_ROUNDS)) if inverse else range(_ROUNDS):
-            side = number % 2
-            span = self._ranges[side]
-            shift = _mix(halves[1 - side] ^ self._keys[number]) % span
-            halves[side] = (halves[side] + (span - shift if inverse else shift)) % span
-        return halves[0] * self._ranges[1] + halves[1]
+
+def _network(
+    indices: np.ndarray, ranges: np.ndarray, keys: np.ndarray, inverse: bool
+) -> np.ndarray:
+    halves = list(np.divmod(indices, ranges[1]))
+    for number in reversed(range(_ROUNDS)) if inverse else range(_ROUNDS):
+        side = number % 2
+        span = ranges[side]
+        shift = _mix(halves[1 - side] ^ keys[number]) % span
+        halves[side] = (halves[side] + (span - shift if inverse else shift)) % span
+    return halves[0] * ranges[1] + halves[1]
+
+
+def _round_keys(key: Sequence[int]) -> np.ndarray:
+    name = ",".join(str(number) for number in key).encode()
+    digest = hashlib.blake2b(name, digest_size=_ROUNDS * _KEY_BYTES).digest()
+    return np.frombuffer(digest, "<u8")
+
+
+def _ceil_sqrt(sizes: np.ndarray) -> np.ndarray:
+    roots = np.sqrt(sizes.astype(np.float64)).astype(np.int64)
+    # Floats are a few units off at worst where they no longer hold every integer.
+    roots = np.where(roots * roots >= sizes, roots, roots + 1)
+    return np.where((roots - 1) * (roots - 1) >= sizes, roots - 1, roots)
 
 
 def _mix(words: np.ndarray) -> np.ndarray:

@@ -41,7 +41,7 @@ class SampleStream:
         """Samples by number: int64[B] to int64[B, T + 1]; ``[:, 1:]`` are the targets."""
         rows = np.empty((len(numbers), self.seq_len + 1), np.int64)
         for row, start in zip(rows, self.starts(numbers).tolist(), strict=True):
-            self._read(start, row)
+            read_endless(self.corpus, start, row)
         return rows
 
     def corpus_of(self, number: int) -> TokenRange:
@@ -50,25 +50,39 @@ class SampleStream:
 
     def starts(self, numbers: np.ndarray) -> np.ndarray:
         """Where samples begin in the endless text: int64[B] to int64[B], in tokens."""
-        epochs = numbers * self.seq_len // self.corpus.token_count
-        starts = np.empty_like(numbers)
-        for epoch in np.unique(epochs).tolist():
-            rows = epochs == epoch
-            first, end = self.first(epoch), self.first(epoch + 1)
-            order = Permutation(end - first, key=(self.seed, epoch))
-            starts[rows] = (first + order(numbers[rows] - first)) * self.seq_len
-        return starts
+        sizes = np.full(len(numbers), self.corpus.token_count)
+        return starts_of(numbers, sizes, self.seq_len, self.seed)
 
     def first(self, epoch: int) -> int:
         """Number of the first sample that starts in an epoch: ceil(epoch * N / T)."""
         return -(-epoch * self.corpus.token_count // self.seq_len)
 
-    def _read(self, start: int, out: np.ndarray) -> None:
-        """Fill out from the endless text, which may pass the corpus's end any number of times."""
-        size = self.corpus.token_count
-        done = 0
-        while done < len(out):
-            at = (start + done) % size
-            count = min(size - at, len(out) - done)
-            out[done : done + count] = self.corpus.tokens(at, at + count)
-            done += count
+
+def starts_of(numbers: np.ndarray, sizes: np.ndarray, seq_len: int, seed: int) -> np.ndarray:
+    """Where samples of several corpora begin in the endless text of each.
+
+    Args:
+        numbers: int64[B], each sample's number in the stream of its corpus.
+        sizes: int64[B], tokens of its corpus.
+        seq_len: T, inputs per sample.
+        seed: chooses the order.
+
+    Returns:
+        int64[B], in tokens.
+    """
+    epochs = numbers * seq_len // sizes
+    firsts, ends = (-(-epoch * sizes // seq_len) for epoch in (epochs, epochs + 1))
+    order = Permutation(ends - firsts, [(seed, epoch) for epoch in epochs.tolist()])
+    starts: np.ndarray = (firsts + order(numbers - firsts)) * seq_len
+    return starts
+
+
+def read_endless(corpus: TokenRange, start: int, out: np.ndarray) -> None:
+    """Fill out from the endless text, which may pass the corpus's end any number of times."""
+    size = corpus.token_count
+    done = 0
+    while done < len(out):
+        at = (start + done) % size
+        count = min(size - at, len(out) - done)
+        out[done : done + count] = corpus.tokens(at, at + count)
+        done += count

@@ -26,6 +26,20 @@ def test_inverse_brings_every_index_of_a_huge_range_back(size, key):
     assert np.array_equal(permutation.inverse(images), indices)
 
 
+def test_many_sizes_at_once_are_permuted_each_by_its_own_key():
+    sizes = np.array([1, 2, 7, 1000, 10**12, 7, 2**62])
+    keys = [(3, row) for row in range(len(sizes))]
+    indices = sizes - 1
+    expected = [
+        int(Permutation(int(size), key)(index))
+        for size, key, index in zip(sizes, keys, indices, strict=True)
+    ]
+    permutation = Permutation(sizes, keys)
+    assert permutation(indices).tolist() == expected
+    assert np.array_equal(permutation.inverse(permutation(indices)), indices)
+    assert Permutation(sizes[:0], [])(sizes[:0]).shape == (0,)
+
+
 def test_a_trillion_indices_are_spread_evenly():
     size = 10**12
     images = Permutation(size, (5, 0))(np.arange(LARGE))  # neighbours, the hardest input

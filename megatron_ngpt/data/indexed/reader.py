@@ -15,6 +15,7 @@ from megatron_ngpt.data.indexed.format import (
     pair,
     read_header,
 )
+from megatron_ngpt.data.indexed.mapping import map_file
 
 _CHUNK = 1 << 16
 
@@ -47,13 +48,13 @@ class IndexedDataset:
                     "and tools/preprocess_data.py makes both files"
                 )
         header = read_header(self._idx_path)
-        index = _map(self._idx_path)
+        index = map_file(self._idx_path)
         self.dtype = header.dtype
         self.lengths = np.frombuffer(index, LENGTH, header.sequences, HEADER_SIZE)
         self.pointers = np.frombuffer(index, OFFSET, header.sequences, header.pointers_offset)
         self.document_index = np.frombuffer(index, OFFSET, -1, header.document_index_offset)
         self._check_ends()
-        self._tokens = _map(self._bin_path).view(self.dtype)
+        self._tokens = map_file(self._bin_path).view(self.dtype)
 
     @property
     def sequence_count(self) -> int:
@@ -134,12 +135,6 @@ class IndexedDataset:
         if (first, last) != (0, self.sequence_count):
             where = f"a document index from sequence 0 to {self.sequence_count}"
             raise corrupt(self._idx_path, where, f"one from {first} to {last}")
-
-
-def _map(path: Path) -> np.ndarray:
-    # An empty file cannot be mapped. A plain ndarray slices faster than numpy's memmap class.
-    empty = path.stat().st_size == 0
-    return np.empty(0, np.uint8) if empty else np.asarray(np.memmap(path, np.uint8, mode="r"))
 
 
 def _chunks(count: int) -> Iterator[slice]:
