@@ -1,8 +1,12 @@
 """pretrain_ngpt.py as a user runs it."""
 
+import numpy as np
 import pytest
 
-from megatron_ngpt.config import load_config
+from megatron_ngpt.config import load_config, parse_config
+from megatron_ngpt.data.corpus import open_corpora
+from megatron_ngpt.data.indexed import IndexedWriter
+from megatron_ngpt.data.loader import train_loader
 from megatron_ngpt.engine.checkpoint.folder import checkpoints
 from tests.distributed import run
 from tests.jobs import Finished, forked, metrics, pretrain, train_on, words
@@ -138,3 +142,22 @@ def test_rank_0_alone_speaks_and_torchrun_does_not_silence_it(toy_corpus, tmp_pa
     assert done.code == 1, done  # torchrun's own
     assert done.err.count("train.global_batch = 13 is not a multiple") == 1, done
     assert "exitcode  : 2" in done.err, done
+
+
+@pytest.mark.slow
+def test_a_rank_that_fails_alone_is_heard_and_the_others_do_not_wait(tmp_path):
+    """A token id above the vocabulary that only rank 1 reads, in the third step."""
+    prefix = tmp_path / "numbers"
+    with IndexedWriter(prefix, "uint16") as writer:
+        writer.add_document(np.arange(2000))
+    sections = {"model": {"vocab_size": 2000}, "data": {"valid_fraction": 0}}
+    arguments = words(str(prefix), tmp_path / "run", **sections)
+    config = parse_config(arguments)
+    stages, _ = open_corpora(config.data)
+    with train_loader(config, stages, dp=2, dp_rank=1, consumed=2 * 12) as batches:
+        place = int(next(batches)[0].tokens[0, 0, 3])  # as token i is i
+    np.memmap(f"{prefix}.bin", "<u2", "r+")[place] = 2000
+    done = pretrain(arguments, processes=2, timeout=90)
+    assert done.code == 1, done
+    assert done.err.count("holds token id 2000, but model.vocab_size = 2000") == 1, done
+    assert [record["step"] for record in metrics(tmp_path / "run")] == [1, 2]
