@@ -102,9 +102,7 @@ def read_text(path: Path, keys: Sequence[str]) -> Iterator[Document | Refusal]:
         content.decode()
     except UnicodeDecodeError as err:
         line = content.count(b"\n", 0, err.start) + 1
-        yield Refusal(
-            path, line, len(content), "invalid UTF-8", f"byte {err.start}: {err.reason}"
-        )
+        yield Refusal(path, line, len(content), "invalid UTF-8", f"byte {err.start}: {err.reason}")
         return
     if content:
         yield Document(path, 1, len(content), (content,) * len(keys))
