@@ -11,6 +11,7 @@ import torch
 from megatron_ngpt.config import Config, load_config
 from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
 from megatron_ngpt.engine.checkpoint.folder import checkpoints
+from megatron_ngpt.engine.checkpoint.index import DamagedCheckpoint
 from megatron_ngpt.engine.checkpoint.weights import load_weights
 from megatron_ngpt.model.ngpt import NGPT
 from megatron_ngpt.model.spec import parameter_table
@@ -23,8 +24,8 @@ def main() -> int:
     try:
         checkpoint = find(options.checkpoint)
         config = load_config(checkpoint / "config.yaml")
-        tokenizer = SentencePieceTokenizer(options.tokenizer or config.data.tokenizer)
-        model = load_model(checkpoint, config, torch.device(options.device))
+        tokenizer = open_tokenizer(options.tokenizer or config.data.tokenizer)
+        model = load_model(checkpoint, config, pick_device(options.device))
         for number, prompt in enumerate(options.prompt):
             ids = tokenizer.encode(prompt)
             made = generate(
@@ -38,7 +39,7 @@ def main() -> int:
             )
             print(tokenizer.decode([*ids, *made]), flush=True)
             print("-" * 72)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as err:
+    except (ValueError, FileNotFoundError, ModuleNotFoundError, DamagedCheckpoint) as err:
         print(f"generate.py: {err}", file=sys.stderr)
         return 2
     return 0
@@ -52,6 +53,21 @@ def find(folder: Path) -> Path:
         if found := checkpoints(place):
             return found[0]
     raise FileNotFoundError(f"--checkpoint {folder}: there is no complete checkpoint in it")
+
+
+def open_tokenizer(path: str) -> SentencePieceTokenizer:
+    """The tokenizer, asked for where the run's configuration names none."""
+    if not path:
+        raise ValueError("--tokenizer is needed: the run's configuration has no data.tokenizer")
+    return SentencePieceTokenizer(path)
+
+
+def pick_device(wanted: str) -> torch.device:
+    """Device for --device = auto, cpu or cuda."""
+    seen = torch.cuda.is_available()
+    if wanted == "cuda" and not seen:
+        raise ValueError("--device cuda: torch sees no GPU: take --device cpu")
+    return torch.device("cpu" if wanted == "cpu" or not seen else "cuda")
 
 
 def load_model(checkpoint: Path, config: Config, device: torch.device) -> NGPT:
@@ -77,7 +93,7 @@ def _options() -> argparse.Namespace:
     )
     parser.add_argument("--top-p", type=float, default=0.95, help="nucleus sampling")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    parser.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     return parser.parse_args()
 
 

@@ -34,11 +34,17 @@ def generate(
         stop: token id that ends the text; it is not yielded.
 
     Raises:
-        ValueError: the prompt is empty, or a setting is out of range.
+        ValueError: the prompt is empty or not of this model's vocabulary, or a setting is out of
+            range.
     """
     if not prompt:
         raise ValueError("the prompt has no tokens: give at least one character of text")
-    if temperature < 0 or not 0 < top_p <= 1:
+    if max(prompt) >= model.config.vocab_size:
+        raise ValueError(
+            f"the prompt has token id {max(prompt)}, but the model knows {model.config.vocab_size} "
+            "ids: give the tokenizer that the model was trained with"
+        )
+    if not temperature >= 0 or not 0 < top_p <= 1:
         raise ValueError(f"temperature = {temperature} must be >= 0, top_p = {top_p} in (0, 1]")
     device = next(model.parameters()).device
     generator = torch.Generator(device).manual_seed(seed)
@@ -59,7 +65,8 @@ def pick(logits_V: Tensor, temperature: float, top_p: float, generator: torch.Ge
     """Sample one token id from logits [V] (nucleus sampling, arXiv 1904.09751)."""
     if temperature == 0:
         return int(logits_V.argmax())
-    chances, ids = (logits_V.float() / temperature).softmax(-1).sort(descending=True)
+    distance_V = logits_V.double() - logits_V.max()  # no temperature makes the largest infinite
+    chances, ids = (distance_V / temperature).softmax(-1).sort(descending=True)
     before = chances.cumsum(-1) - chances
     kept = chances.where(before < top_p, 0.0)  # the first is always kept
     return int(ids[torch.multinomial(kept, 1, generator=generator)])
