@@ -8,14 +8,17 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_ngpt.config import DataConfig, blends_of, corpora_of
+from megatron_ngpt.data.flat import FlatDataset
 from megatron_ngpt.data.indexed import IndexedDataset
+
+Dataset = IndexedDataset | FlatDataset
 
 
 @dataclass(frozen=True)
 class TokenRange:
     """Tokens [start, stop) of an indexed dataset: a corpus, or the part of one held back."""
 
-    dataset: IndexedDataset
+    dataset: Dataset
     start: int
     stop: int
 
@@ -87,7 +90,7 @@ def open_corpora(data: DataConfig) -> tuple[tuple[Stage, ...], tuple[Share, ...]
     return tuple(stages), tuple(own) or tuple(held_back.values())
 
 
-def split_corpus(dataset: IndexedDataset, valid_fraction: float) -> tuple[TokenRange, TokenRange]:
+def split_corpus(dataset: Dataset, valid_fraction: float) -> tuple[TokenRange, TokenRange]:
     """Cut a corpus at a document boundary; its last documents are for validation.
 
     Args:
@@ -113,7 +116,7 @@ def split_corpus(dataset: IndexedDataset, valid_fraction: float) -> tuple[TokenR
     return TokenRange(dataset, 0, cut), TokenRange(dataset, cut, dataset.token_count)
 
 
-def _whole(dataset: IndexedDataset) -> TokenRange:
+def _whole(dataset: Dataset) -> TokenRange:
     return TokenRange(dataset, 0, dataset.token_count)
 
 
@@ -132,10 +135,11 @@ def _make(setting: str) -> str:
     )
 
 
-def _open(setting: str, prefix: str) -> IndexedDataset:
+def _open(setting: str, prefix: str) -> Dataset:
     make = _make(setting)
+    dataset: Dataset
     try:
-        dataset = IndexedDataset(prefix)
+        dataset = FlatDataset(prefix) if prefix.endswith(".bin") else IndexedDataset(prefix)
     except FileNotFoundError as err:
         raise FileNotFoundError(f"{setting} = {prefix}: {err}; {make}") from err
     except ValueError as err:

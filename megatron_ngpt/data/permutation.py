@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -34,7 +35,7 @@ class Permutation:
     """
 
     def __init__(
-        self, size: int | np.ndarray, key: Sequence[int] | Sequence[Sequence[int]]
+        self, size: int | np.ndarray, key: tuple[int, ...] | Sequence[tuple[int, ...]]
     ) -> None:
         sizes = np.asarray(size, np.int64)
         assert ((sizes >= 1) & (sizes <= 1 << 62)).all(), size
@@ -81,7 +82,8 @@ def _network(
     return halves[0] * ranges[1] + halves[1]
 
 
-def _round_keys(key: Sequence[int]) -> np.ndarray:
+@lru_cache(maxsize=4096)
+def _round_keys(key: tuple[int, ...]) -> np.ndarray:
     name = ",".join(str(number) for number in key).encode()
     digest = hashlib.blake2b(name, digest_size=_ROUNDS * _KEY_BYTES).digest()
     return np.frombuffer(digest, "<u8")

@@ -2,7 +2,14 @@ import dataclasses
 
 import pytest
 
-from megatron_ngpt.config import Config, ModelConfig, load_config, parse_config, save_config
+from megatron_ngpt.config import (
+    Config,
+    CorpusConfig,
+    ModelConfig,
+    load_config,
+    parse_config,
+    save_config,
+)
 from megatron_ngpt.config.cli import parser
 
 # the names other people's scripts rely on
@@ -94,6 +101,8 @@ CHANGED = [
     ["--optim.betas", "[0.9,0.999]", "--optim.lr", "1e-4", "--optim.schedule", "wsd"],
     ["--train.dtype", "bf16", "--train.compile", "true", "--optim.zero_stage", "3"],
     ["--logging.dir", "a b: c", "--data.train", "#1"],
+    ["--data.train", "[{prefix: a, weight: 0.7, epochs: 2}, {prefix: b, weight: 0.3, name: c}]"],
+    ["--data.stages", "[{tokens: 9, train: a}, {tokens: 10, train: [{prefix: b}]}]"],
 ]
 
 
@@ -110,6 +119,13 @@ def test_printed_configuration_loads_equal(words, capsys, yaml_file):
         parse_config([*words, "--print_config"])
     assert ended.value.code == 0
     assert load_config(yaml_file(capsys.readouterr().out)) == parse_config(words)
+
+
+def test_a_blend_is_a_list_in_yaml(yaml_file):
+    text = "data:\n  train:\n    - {prefix: x/a, weight: 2}\n    - prefix: b\n      epochs: 3\n"
+    blend = (CorpusConfig(prefix="x/a", weight=2.0), CorpusConfig(prefix="b", epochs=3))
+    assert load_config(yaml_file(text)).data.train == blend
+    assert [corpus.name for corpus in blend] == ["a", "b"]
 
 
 def test_configuration_cannot_be_changed():

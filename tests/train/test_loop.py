@@ -1,4 +1,5 @@
 import itertools
+import json
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.ops.linear import Embedding
 from megatron_ngpt.train.loop import train
 from tests.distributed import run
-from tests.jobs import metrics, train_on, words
+from tests.jobs import metrics, train_on, words, write_corpus
 
 WAYS = [(0, "bf16"), (1, "fp32"), (2, "bf16"), (3, "fp32")]
 
@@ -65,6 +66,27 @@ def test_validation_comes_when_due_and_changes_nothing(toy_corpus, tmp_path, dp)
         r["step"]: r["valid_loss"] for r in third if "valid_loss" in r
     }.items() <= losses.items()
     assert losses[8] < losses[4] < losses[1] - 0.2
+
+
+def _blended(mesh, corpora: list[str], folder: Path):
+    blend = json.dumps(
+        [{"prefix": corpora[0], "weight": 3, "name": "a"}, {"prefix": corpora[1], "name": "b"}]
+    )
+    data = {"train": blend, "valid_fraction": 0.2}
+    train_on(mesh, words("", folder / "blend", data=data, eval={"every": 4}))
+    train_on(mesh, words(corpora[0], folder / "one", eval={"every": 4}))
+
+
+def test_every_corpus_of_a_blend_has_its_own_validation_loss(toy_corpus, tmp_path):
+    other = write_corpus(tmp_path, documents=30)
+    run(1, _blended, [toy_corpus, other], tmp_path)
+    evaluated = [r for r in metrics(tmp_path / "blend") if "valid_loss" in r]
+    assert [r["step"] for r in evaluated] == [4, 8]
+    for record in evaluated:
+        a, b = record["valid_loss/a"], record["valid_loss/b"]
+        assert a != b
+        assert record["valid_loss"] == pytest.approx((3 * a + b) / 4, rel=1e-12)
+    assert not [r for r in metrics(tmp_path / "one") if any("/" in name for name in r)]
 
 
 def _poison(model: torch.nn.Module, at_forward: int) -> None:

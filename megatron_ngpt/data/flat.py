@@ -1,0 +1,59 @@
+"""Flat token files: nanoGPT's train.bin and val.bin."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from megatron_ngpt.data.indexed.format import corrupt, pair
+from megatron_ngpt.data.indexed.mapping import map_file
+
+
+class FlatDataset:
+    """Little-endian uint16 ids, one after another and nothing else, as nanoGPT's prepare.py writes.
+
+    Nothing says where its documents end, so it counts as one.
+
+    Attributes:
+        prefix: the file's path, with its ``.bin``.
+        dtype: type of one token.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ValueError: when it is half of a pair, or not a whole number of tokens long.
+    """
+
+    dtype = np.dtype("<u2")
+
+    def __init__(self, path: str | Path) -> None:
+        self.prefix = str(path)
+        file, (_, idx) = Path(path), pair(self.prefix.removesuffix(".bin"))
+        if not file.is_file():
+            raise FileNotFoundError(f"{file}: no such file; name a pair without .bin or .idx")
+        if idx.exists():
+            raise ValueError(f"{file} belongs to {idx}: name the pair without .bin or .idx")
+        if file.stat().st_size % self.dtype.itemsize:
+            remedy = "copy it again, or make a pair with tools/preprocess_data.py"
+            raise corrupt(file, "uint16 ids", f"{file.stat().st_size} bytes, an odd number", remedy)
+        self._tokens = map_file(file).view(self.dtype)
+
+    @property
+    def document_count(self) -> int:
+        """1: where documents end is not known."""
+        return 1
+
+    @property
+    def token_count(self) -> int:
+        """N, number of tokens in the file."""
+        return len(self._tokens)
+
+    def tokens(self, start: int, stop: int) -> np.ndarray:
+        """Tokens [start, stop): a read-only view."""
+        assert 0 <= start <= stop <= self.token_count, (start, stop, self.token_count)
+        return self._tokens[start:stop]
+
+    def document_start(self, number: int) -> int:
+        """Tokens before document 0, or after it."""
+        assert number in (0, 1), number
+        return number * self.token_count
