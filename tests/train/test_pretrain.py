@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 
 from megatron_ngpt.config import load_config, parse_config
 from megatron_ngpt.data.corpus import open_corpora
@@ -161,3 +162,19 @@ def test_a_rank_that_fails_alone_is_heard_and_the_others_do_not_wait(tmp_path):
     assert done.code == 1, done
     assert done.err.count("holds token id 2000, but model.vocab_size = 2000") == 1, done
     assert [record["step"] for record in metrics(tmp_path / "run")] == [1, 2]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+def test_from_a_gpu_to_a_cpu_and_back(toy_corpus, tmp_path, stage):
+    """Resumed on the other device after every third step; like one device up to rounding."""
+    sections = {"optim": {"zero_stage": stage}, "train": {"steps": 9}}
+    for stop_at, device in ((3, "cuda"), (6, "cpu"), (9, "cuda")):
+        arguments = words(toy_corpus, tmp_path / "both", **sections, engine={"device": device})
+        done = pretrain([*arguments, "--train.stop_at", str(stop_at)])
+        assert done.code == 0, done
+    done = forked(words(toy_corpus, tmp_path / "cpu", **sections))
+    assert done.code == 0, done
+    ours, theirs = ([r["loss"] for r in metrics(tmp_path / name)] for name in ("both", "cpu"))
+    assert ours == pytest.approx(theirs, abs=1e-4, rel=0)
