@@ -133,7 +133,10 @@ class Engine:
 
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor | None:
-        """Whole logits [B, T, V] of this rank's tokens [B, T]; None without the last stage."""
+        """Whole logits [B, T, V] of this rank's tokens [B, T]; None without the last stage.
+
+        Any B, and any T that is a multiple of tp.
+        """
         self.deepspeed.eval()
         logits = self._forward(tokens, None)
         if logits is None or self.mesh.degrees.tp == 1:

@@ -48,7 +48,7 @@ def reduce_scatter_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     whole = x.transpose(0, 1).contiguous()
     mine = whole.new_empty(whole.shape[0] // group.size(), *whole.shape[1:])
     dist.reduce_scatter_tensor(mine, whole, group=group)
-    return mine.transpose(0, 1)
+    return mine.transpose(0, 1).contiguous()  # a pipeline sends nothing else
 
 
 class _GatherTokens(torch.autograd.Function):

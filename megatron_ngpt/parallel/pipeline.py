@@ -126,11 +126,11 @@ class Pipeline:
             if number in self.mine:
                 h = self.modules[number].part(h, targets)
             if not part.last:
-                h = self._pass_on(h, number)
+                h = self._pass_on(h, number, tokens.shape)
         return h if self.count - 1 in self.mine else None
 
-    def _pass_on(self, h: Tensor | None, number: int) -> Tensor | None:
-        """Send stage ``number``'s output to the rank of the next stage."""
+    def _pass_on(self, h: Tensor | None, number: int, shape: torch.Size) -> Tensor | None:
+        """Send stage ``number``'s output for tokens of a shape to the rank of the next stage."""
         giver, taker = self.stages.owners[number], self.stages.owners[number + 1]
         here = self.mesh.index("pp")
         if giver == taker:
@@ -141,7 +141,8 @@ class Pipeline:
             dist.send(h.contiguous(), dist.get_global_rank(group, taker), group=group)
         if here != taker:
             return None
-        received = torch.empty_like(self.hidden, device=self.mesh.device)
+        size = (shape[0], shape[1] // self.mesh.degrees.tp, self.hidden.shape[-1])
+        received = self.hidden.new_empty(size, device=self.mesh.device)
         dist.recv(received, dist.get_global_rank(group, giver), group=group)
         return received
 
