@@ -22,8 +22,8 @@ SEQUENCES = 120  # divides over 1 to 5 ranks with 1 or 2 micro-batches each
 TOKENS = some_tokens(3, SEQUENCES)
 WORLDS = [1, 2, *(pytest.param(n, marks=pytest.mark.slow) for n in (3, 4, 5))]
 KINDS = {
-    "ngpt": {},
-    "gpt": {"model": ODD_GPT, "weight_decay": 0.1},
+    "ngpt": {"schedule": "linear"},
+    "gpt": {"model": ODD_GPT, "weight_decay": 0.1, "schedule": "cosine"},
     # a large epsilon makes Adam's update depend on the gradient's length
     "clipped": {"grad_clip": 0.02, "eps": 0.1},
     "not clipped": {"grad_clip": 0.0, "eps": 0.1},

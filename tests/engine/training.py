@@ -13,6 +13,7 @@ from torch import Tensor
 from megatron_ngpt.config import Config, EngineConfig, ModelConfig, OptimConfig, TrainConfig
 from megatron_ngpt.engine import projection
 from megatron_ngpt.engine.engine import Engine
+from megatron_ngpt.engine.schedule import learning_rate
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.model.initial import initialise
 from megatron_ngpt.model.ngpt import NGPT
@@ -38,7 +39,9 @@ def config_of(
     return Config(
         model=model,
         optim=OptimConfig(**optim),
-        train=TrainConfig(global_batch=batch[0], micro_batch=batch[1], dtype=dtype, seed=3),
+        train=TrainConfig(
+            steps=4, global_batch=batch[0], micro_batch=batch[1], dtype=dtype, seed=3
+        ),
         engine=EngineConfig(deepspeed_overrides=overrides),
     )
 
@@ -98,7 +101,9 @@ def train_plainly(config: Config, tokens: Tensor) -> Record:
         groups, optim.lr, optim.betas, optim.eps, optim.weight_decay, foreach=False
     )
     record.start = {n: p.detach().clone() for n, p in named.items()}
-    for rows in tokens:
+    for step, rows in enumerate(tokens):
+        for group in adam.param_groups:
+            group["lr"] = learning_rate(config, step)
         loss = model(rows[:, :-1], rows[:, 1:])
         loss.backward()
         limit = optim.grad_clip or float("inf")
@@ -126,9 +131,9 @@ def train(mesh: Mesh, config: Config, tokens: Tensor) -> Record:
         engine = Engine(config, mesh)
         record.start = _weights(engine)
         record.reductions.clear()
-        for rows in tokens:
+        for step, rows in enumerate(tokens):
             mine = rows.chunk(mesh.degrees.dp)[mesh.index("dp")].reshape(shape)
-            told = engine.train_step(mine[..., :-1], mine[..., 1:], config.optim.lr)
+            told = engine.train_step(mine[..., :-1], mine[..., 1:], learning_rate(config, step))
             record.losses.append(told.loss)
             record.norms.append(told.grad_norm)
             record.final = _weights(engine)

@@ -33,6 +33,17 @@ def test_a_master_and_its_rounded_copy_are_the_same_computation():
     assert torch.equal(master(tokens), copy(tokens))
 
 
+def test_gradients_of_a_master_are_those_of_a_cast_in_autograd():
+    layer, x = Linear(33, 7), normal(2, 5, 33).bfloat16()
+    layer.weight.data = normal(7, 33, seed=1)
+    weight = layer.weight.detach().clone().requires_grad_()
+    mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
+    layer(mine).sum().backward()
+    torch.nn.functional.linear(theirs, weight.bfloat16()).sum().backward()
+    assert torch.equal(mine.grad, theirs.grad)
+    assert torch.equal(layer.weight.grad, weight.grad)
+
+
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
 def test_nothing_of_the_weight_s_size_is_kept_for_the_backward(weight_dtype):
     """Casts of all layers would add up to a whole model on every rank of ZeRO-3."""
