@@ -32,6 +32,8 @@ MODEL = ModelConfig(
 )
 # eight stages, the last with the head alone
 DEEP = replace(MODEL, layers=7)
+# nothing divides by more than the degrees that split it: fragments begin and end inside rows
+ODD = ModelConfig(width=26, layers=4, heads=2, kv_heads=2, head_dim=6, ffn_width=38, vocab_size=149)
 KINDS: dict[str, dict[str, Any]] = {
     "ngpt": {},
     "deep": {"model": DEEP},
@@ -41,7 +43,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "clipped": {"grad_clip": 0.02, "eps": 1e-3},
     "not clipped": {"grad_clip": 0.0, "eps": 1e-3},
     "bf16": {"dtype": "bf16"},
-    "deep bf16": {"model": DEEP, "dtype": "bf16"},
+    "odd": {"model": ODD},
+    "odd gpt": {"model": replace(ODD, architecture="gpt", init_std=0.05), "weight_decay": 0.1},
+    "odd bf16": {"model": ODD, "dtype": "bf16"},
+    "big": {"model": replace(ODD, layers=1, width=64, vocab_size=40000)},
+    "odd, 97 ids": {"model": replace(ODD, vocab_size=97)},
 }
 
 
