@@ -92,11 +92,11 @@ def _check(corpus: str, folder: Path, pairs: list, dtype: str) -> None:
     first, later = 2e-6, 2e-6 if dtype == "fp32" else 1e-3
     for dp in sorted({size for (_, size), _ in pairs}):
         stages = sorted({stage for (stage, size), _ in pairs if size == dp})
-        for problems in run(dp, _write, corpus, folder, stages, dtype):
+        for problems in run(dp, _write, corpus, folder, stages, dtype, timeout=900):
             assert problems == [[] for _ in stages], f"saved from dp {dp}"
     for dp in sorted({size for _, (_, size) in pairs}):
         wanted = [(source, stage) for source, (stage, size) in pairs if size == dp]
-        found = run(dp, _resume, corpus, folder, wanted, dtype)
+        found = run(dp, _resume, corpus, folder, wanted, dtype, timeout=900)
         for place, (source, stage) in enumerate(wanted):
             where = f"{source} resumed at stage {stage}, dp {dp}, {dtype}"
             assert all(of_rank[place][0] == [] for of_rank in found), where
