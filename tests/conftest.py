@@ -3,11 +3,16 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 import torch
 
 from tests.jobs import write_corpus
 
 torch.set_num_threads(1)  # for matrices this small threads only wait for each other
+
+# timings never gate a test
+settings.register_profile("no_deadline", deadline=None)
+settings.load_profile("no_deadline")
 
 
 @pytest.fixture(scope="session")
