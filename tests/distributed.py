@@ -29,6 +29,8 @@ from megatron_ngpt.mesh.launch import Launch, finish, start
 from megatron_ngpt.mesh.mesh import Mesh
 
 CPU = torch.device("cpu")
+# the server imports DeepSpeed, which then serves one kind of device: not the GPU that may be there
+os.environ["DS_ACCELERATOR"] = "cpu"
 SLOW_IMPORTS = [
     "pretrain_ngpt",
     "deepspeed.runtime.zero.muon.muon_optimizer",  # comes with the first optimizer, and brings
