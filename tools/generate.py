@@ -10,7 +10,7 @@ import torch
 
 from megatron_ngpt.config import Config, load_config
 from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
-from megatron_ngpt.engine.checkpoint.folder import checkpoints
+from megatron_ngpt.engine.checkpoint.folder import find_checkpoint
 from megatron_ngpt.engine.checkpoint.index import DamagedCheckpoint
 from megatron_ngpt.engine.checkpoint.weights import load_weights
 from megatron_ngpt.model.ngpt import NGPT
@@ -22,7 +22,7 @@ def main() -> int:
     """Print each prompt with its continuation; 2 when something asked for is not there."""
     options = _options()
     try:
-        checkpoint = find(options.checkpoint)
+        checkpoint = find_checkpoint(options.checkpoint)
         config = load_config(checkpoint / "config.yaml")
         tokenizer = open_tokenizer(options.tokenizer or config.data.tokenizer)
         model = load_model(checkpoint, config, pick_device(options.device))
@@ -43,16 +43,6 @@ def main() -> int:
         print(f"generate.py: {err}", file=sys.stderr)
         return 2
     return 0
-
-
-def find(folder: Path) -> Path:
-    """A checkpoint itself, or the newest one in a folder of checkpoints or a run's folder."""
-    if (folder / "index.json").is_file():
-        return folder
-    for place in (folder, folder / "checkpoints"):
-        if found := checkpoints(place):
-            return found[0]
-    raise FileNotFoundError(f"--checkpoint {folder}: there is no complete checkpoint in it")
 
 
 def open_tokenizer(path: str) -> SentencePieceTokenizer:

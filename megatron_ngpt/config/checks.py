@@ -46,7 +46,7 @@ _AT_LEAST: dict[str, float] = {
     **{f"optim.{name}": 0 for name in ("weight_decay", "grad_clip")},
     **{"data.seq_len": 1, "data.prefetch": 0},
     **{f"train.{name}": 1 for name in ("steps", "global_batch", "micro_batch")},
-    **{f"train.{name}": 0 for name in ("stop_at", "seed")},
+    **{f"train.{name}": 0 for name in ("stop_at", "seed", "check_every")},
     **{"checkpoint.every": 0, "checkpoint.keep": 0},
     **{"eval.every": 0, "eval.steps": 1, "logging.every": 1},
 }

@@ -100,6 +100,10 @@ class TrainConfig:
     compile: bool = False
     """Compile the blocks with torch.compile."""
 
+    check_every: int = 500
+    """Steps between checks that replicated parameters are equal on all their ranks, and of how far
+    unit vectors are from length 1; 0 means never."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:

@@ -30,6 +30,7 @@ class Projection:
     def __init__(self, fragments: Sequence[Fragment], group: dist.ProcessGroup | None) -> None:
         self.group = group
         self.pieces: list[tuple[Tensor, int, slice]] = []
+        self.padding: list[slice] = []
         self.vectors = 0
         for fragment in fragments:
             if fragment.spec.norm_dim is not None:
@@ -44,7 +45,9 @@ class Projection:
             first = self.vectors + box.offsets[axis] - fragment.shard.origin[axis]
             where = slice(first, first + box.sizes[axis])
             self.pieces.append((box.view(fragment.master), norm_dim, where))
+        real = self.vectors + fragment.shard.real[axis]
         self.vectors += fragment.shard.shape[axis]
+        self.padding.append(slice(real, self.vectors))
 
     def __call__(self) -> None:
         """Scale every vector to length 1; collective over the group, 4 bytes per vector."""
@@ -55,15 +58,29 @@ class Projection:
         self._scale(self.squares.double())
 
     @torch.no_grad()
-    def _scale(self, squares: Tensor) -> None:
+    def error(self) -> Tensor:
+        """Largest | |v| - 1 | over the vectors as they are, a scalar; collective, as a call is."""
         if not self.vectors:
-            return
+            return torch.zeros((), device=self.squares.device)
+        self._sum(self.squares)
+        for where in self.padding:
+            self.squares[where] = 1.0
+        return (self.squares.sqrt() - 1.0).abs().max()
+
+    def _sum(self, squares: Tensor) -> None:
+        """Squared length of every vector."""
         squares.zero_()
         for values, dim, where in self.pieces:
             lengths = torch.linalg.vector_norm(values, dim=dim, dtype=squares.dtype)
             squares[where] += lengths.square()
         if self.group is not None:
             dist.all_reduce(squares, group=self.group)
+
+    @torch.no_grad()
+    def _scale(self, squares: Tensor) -> None:
+        if not self.vectors:
+            return
+        self._sum(squares)
         inverse = squares.clamp_min(1e-24).rsqrt().float()
         for values, dim, where in self.pieces:
             values.mul_(inverse[where].unsqueeze(dim))

@@ -15,6 +15,7 @@ from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
 from megatron_ngpt.engine.checkpoint.folder import Progress
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.engine.schedule import learning_rate
+from megatron_ngpt.train.checks import check
 from megatron_ngpt.train.metrics import RunLog
 
 
@@ -25,6 +26,7 @@ def train(
 
     Raises:
         FloatingPointError: the loss or the gradient is no longer finite.
+        ReplicasDiffer: ranks that must hold the same parameter do not.
         ValueError: a corpus reaches its limit of epochs before the end.
     """
     checkpointer = Checkpointer(config, engine)
@@ -60,6 +62,8 @@ def train(
                 "step_seconds": seconds,
             }
             _check_finite(record)
+            if config.train.check_every and progress.step % config.train.check_every == 0:
+                record |= check(engine)
             if valid and _due(progress.step, config.eval.every, last):
                 record |= validation(config, engine, valid)
             log.step(record)

@@ -54,8 +54,8 @@ class RunLog:
     """Writes each step's record; does nothing on ranks where it is not enabled.
 
     ``metrics.jsonl`` holds one object per step: step, loss, grad_norm, lr, tokens,
-    tokens_per_second, step_seconds, and valid_loss where the step was evaluated. Steps after
-    ``resumed_at``, written by an attempt that died, are dropped from it.
+    tokens_per_second, step_seconds, and valid_loss where the step was evaluated, unit_error where
+    it was checked. Steps after ``resumed_at``, written by an attempt that died, are dropped.
     """
 
     def __init__(self, config: Config, resumed_at: int, *, enabled: bool) -> None:

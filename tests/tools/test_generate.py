@@ -125,7 +125,7 @@ def test_no_checkpoint(generate, tmp_path):
     for place in (tmp_path, tmp_path / "nowhere"):
         code, _, err = generate("--prompt", "x", checkpoint=place)
         assert code == 2
-        assert err == f"generate.py: --checkpoint {place}: there is no complete checkpoint in it\n"
+        assert err == f"generate.py: {place}: there is no complete checkpoint in it\n"
 
 
 def test_a_damaged_checkpoint(generate, broken):

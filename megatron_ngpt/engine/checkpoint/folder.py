@@ -11,7 +11,12 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megatron_ngpt.engine.checkpoint.index import DamagedCheckpoint, sync_folder, write_durably
+from megatron_ngpt.engine.checkpoint.index import (
+    NAME,
+    DamagedCheckpoint,
+    sync_folder,
+    write_durably,
+)
 
 LATEST = "latest"
 STATE = "state.json"
@@ -34,6 +39,20 @@ def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints in a folder, newest first."""
     found = [p for p in folder.glob(f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdigit()]
     return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)), reverse=True)
+
+
+def find_checkpoint(place: Path) -> Path:
+    """A checkpoint itself, or the newest one in a folder of checkpoints or in a run's folder.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    if (place / NAME).is_file() or (place / STATE).is_file():
+        return place
+    for folder in (place, place / "checkpoints"):
+        if found := checkpoints(folder):
+            return found[0]
+    raise FileNotFoundError(f"{place}: there is no complete checkpoint in it")
 
 
 def read_progress(checkpoint: Path) -> Progress:

@@ -1,0 +1,138 @@
+"""Bytes of activations that forward keeps for backward, as this model's code keeps them.
+
+D width, Q query and K key features of a rank (heads * head_dim), N query heads, F inner width,
+V token ids, e bytes of an activation. With tensor parallelism Q, K, N, F, V are a rank's share and
+what lies between blocks is sharded over tokens, hence D / tp (arXiv 2205.05198, section 4).
+
+What a block keeps per token, in bytes:
+
+    residual    ngpt 2 (16 D + 24) / tp   h, branch, their distance, the sum, fp32; six lengths
+                gpt  2 (8 D + 8) / tp     h and h / rms, fp32; two scalars
+    its inputs  2 e D                     gathered over tp; shared with h in a lone fp32 ngpt rank
+    attention   ngpt 8 Q + 4 K            rotated q and k, unit q, fp32
+                2 e (Q + K) + 4 N         q, k, v, output, log-sum-exp: flash attention
+                                          keeps no T x T matrix (arXiv 2205.14135)
+    mlp         ngpt 6 e F                u, v, both scaled, silu(v), product
+                gpt  4 e F                u, v, silu(v), product
+
+The embedding's output is the first block's h. The head keeps e D, logits and softmax in fp32 (ngpt
+8 V, gpt 4 V), and ids; gpt's final norm 8 D / tp. arXiv 2205.05198, eq. 2, counts 34 D + 5 N T for
+a GPT block with dropout and without flash attention; here nothing is dropped out, and norms keep
+fp32. Per-vector terms that do not grow with tokens are left out.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_ngpt.config import Config, ModelConfig
+from megatron_ngpt.estimate.alive import alive
+from megatron_ngpt.mesh.degrees import Degrees
+from megatron_ngpt.model.ngpt import Part
+from megatron_ngpt.parallel.shard import local_model
+from megatron_ngpt.parallel.stages import stage_map
+
+
+@dataclass(frozen=True)
+class TokenBytes:
+    """Bytes per token of a micro-batch on one rank."""
+
+    block: int
+    """Kept by one block."""
+
+    head: int
+    """Kept by final norm, logits and loss."""
+
+    hidden: int
+    """One hidden state, as it goes from block to block and from stage to stage."""
+
+    block_working: int
+    """Gradients alive at once inside one block's backward."""
+
+    head_working: int
+    """Gradients alive at once in the backward of logits and loss."""
+
+    block_pending: int
+    """Gradients of one block's linear maps and scales that wait for a separate weight pass."""
+
+    head_pending: int
+    """The same of the head, less the softmax, which is no longer needed."""
+
+    @classmethod
+    def of(cls, config: Config, tp: int) -> TokenBytes:
+        """For a rank of a tensor-parallel group."""
+        model, e = local_model(config.model, tp), 2 if config.train.dtype == "bf16" else 4
+        norm = 0 if model.is_ngpt else (8 * model.width + 8) // tp
+        return cls(
+            block=_residuals(model, e, tp) + _attention(model, e) + _mlp(model, e),
+            head=e * model.width + norm + (8 if model.is_ngpt else 4) * model.vocab_size + 8,
+            hidden=e * model.width // tp,
+            block_working=(12 if model.is_ngpt else 8) * model.ffn_width,
+            head_working=8 * model.vocab_size,
+            block_pending=_pending(model, e, tp),
+            head_pending=e * model.vocab_size,
+        )
+
+
+def _residuals(model: ModelConfig, e: int, tp: int) -> int:
+    kept = 16 * model.width + 24 if model.is_ngpt else 8 * model.width + 8
+    shared = model.is_ngpt and e == 4 and tp == 1
+    return 2 * kept // tp + (0 if shared else 2 * e * model.width)
+
+
+def _attention(model: ModelConfig, e: int) -> int:
+    q, k = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    flash = 2 * e * (q + k) + 4 * model.heads
+    if not model.is_ngpt:
+        return flash
+    return flash + 8 * q + 4 * k + 8 * (model.heads + model.kv_heads)
+
+
+def _mlp(model: ModelConfig, e: int) -> int:
+    return (6 if model.is_ngpt else 4) * e * model.ffn_width
+
+
+def _pending(model: ModelConfig, e: int, tp: int) -> int:
+    q, k = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    linear = e * (q + 2 * k + 2 * model.ffn_width + 2 * model.width)
+    between = 8 * model.width // tp  # alpha or gain
+    return linear + between + (4 * (q + 2 * model.ffn_width) if model.is_ngpt else 0)
+
+
+def part_kept(config: Config, tp: int, part: Part) -> int:
+    """Bytes that one micro-batch keeps in a part of the model between forward and backward."""
+    per_token, layers = TokenBytes.of(config, tp), len(part.layers)
+    kept = layers * (per_token.hidden if config.train.recompute else per_token.block)
+    kept += per_token.head if part.last else per_token.hidden  # a stage keeps what it sent
+    rotary = 4 * config.model.head_dim * config.data.seq_len
+    return config.train.micro_batch * config.data.seq_len * kept + rotary
+
+
+def activations(config: Config, degrees: Degrees, pp_index: int) -> int:
+    """Most bytes of activations on a rank at once, the gradients inside a backward included."""
+    per_token = TokenBytes.of(config, degrees.tp)
+    tokens = config.train.micro_batch * config.data.seq_len
+    stages = stage_map(config)
+    parts = [stages.parts[number] for number in stages.of_rank(pp_index)]
+    kept = [part_kept(config, degrees.tp, part) for part in parts]
+    working = per_token.block_working
+    if config.train.recompute:
+        working += per_token.block  # one block at a time is whole again
+    if any(part.last for part in parts):
+        working = max(working, per_token.head_working)
+    if degrees.pp == 1:
+        return sum(kept) + tokens * working
+    micro_batches = config.train.global_batch // (config.train.micro_batch * degrees.dp)
+    counts = alive(config.parallel, micro_batches, pp_index)
+    most = max(sum(n * k for n, k in zip(count, kept, strict=True)) for count in counts)
+    if config.parallel.schedule in ("zero_bubble", "zbv"):
+        waiting = 1 + (pp_index if config.parallel.schedule == "zero_bubble" else 0)
+        working += waiting * max(_part_pending(per_token, part) for part in parts)
+    # a stage has buffers of its own for every micro-batch of a step: what it receives, with the
+    # gradient it returns, and the gradient it receives
+    buffers = sum(2 * (not part.first) + (not part.last) for part in parts)
+    return most + tokens * (working + micro_batches * buffers * per_token.hidden)
+
+
+def _part_pending(per_token: TokenBytes, part: Part) -> int:
+    return len(part.layers) * per_token.block_pending + part.last * per_token.head_pending

@@ -1,0 +1,198 @@
+"""Bytes of weights, gradients and optimizer state on one rank, from the parameter table alone.
+
+DeepSpeed has four ways of keeping them, chosen by stage, dtype and pp (config/deepspeed.py). With
+n parameters in a rank's model, dp ranks and fp32 unless stated, padding left out:
+
+    stage                  weights             gradients           masters and Adam
+    0                      4n, the masters     4n                  8n
+    1, bf16, no pipeline   2n                  4n summed, 2n new   12n / dp
+    1 otherwise            4n                  4n                  12n / dp
+    2                      2n bf16, 4n fp32    4n / dp             12n / dp
+    3                      4n / dp             4n / dp             12n / dp
+
+Source: counted in DeepSpeed 0.19.8; tests/estimate/test_state.py holds every number against an
+engine, byte by byte.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate
+from typing import Any
+
+from megatron_ngpt.config import Config
+from megatron_ngpt.config.deepspeed import deepspeed_config, uses_low_precision_copy
+from megatron_ngpt.mesh.degrees import Degrees
+from megatron_ngpt.model.spec import ParameterSpec, parameter_table
+from megatron_ngpt.parallel.shard import local_shard
+from megatron_ngpt.parallel.stages import stage_map
+
+FP32, BF16 = 4, 2
+_ALIGNMENT = 2  # elements to whose multiple DeepSpeed pads each rank's part of a flat group
+_FALLBACK_BUCKET = 500_000_000  # elements reduced at a time where DeepSpeed has no setting for it
+
+
+def rank_parameters(config: Config, degrees: Degrees, pp_index: int) -> list[ParameterSpec]:
+    """The parameters whose pieces a rank holds, in the model's order."""
+    stages = stage_map(config)
+    parts = [stages.parts[number] for number in stages.of_rank(pp_index)]
+    layers = {layer for part in parts for layer in part.layers}
+
+    def held(name: str) -> bool:
+        if name.startswith("blocks."):
+            return int(name.split(".")[1]) in layers
+        if name.startswith("embed."):
+            return any(part.first for part in parts)
+        return any(part.last for part in parts)
+
+    return [spec for name, spec in parameter_table(config.model).items() if held(name)]
+
+
+@dataclass(frozen=True)
+class RankState:
+    """What one rank keeps from step to step.
+
+    Attributes:
+        vectors: elements of each scaling vector, in the optimizer's order, tp's share.
+        matrices: elements of each matrix, likewise, tp's padding included.
+        dp: ranks that share the optimizer state.
+        stage: of ZeRO.
+        copies: whether the matrices are bf16 copies beside fp32 masters.
+        settings: DeepSpeed's ``zero_optimization`` section.
+    """
+
+    vectors: tuple[int, ...]
+    matrices: tuple[int, ...]
+    dp: int
+    stage: int
+    copies: bool
+    settings: dict[str, Any]
+
+    @classmethod
+    def of(cls, config: Config, degrees: Degrees, pp_index: int) -> RankState:
+        """State of the ranks of one pipeline index; the others' differ in no byte."""
+        sizes: dict[bool, list[int]] = {True: [], False: []}
+        for spec in rank_parameters(config, degrees, pp_index):
+            shape = local_shard(spec, degrees, 0).shape
+            sizes[spec.group == "vector"].append(math.prod(shape))
+        return cls(
+            vectors=tuple(sizes[True]),
+            matrices=tuple(sizes[False]),
+            dp=degrees.dp,
+            stage=config.optim.zero_stage,
+            copies=uses_low_precision_copy(config),
+            settings=deepspeed_config(config, degrees.dp)["zero_optimization"],
+        )
+
+    @cached_property
+    def parameters(self) -> int:
+        """Elements of the rank's model, whichever rank keeps them between uses."""
+        return sum(self.vectors) + sum(self.matrices)
+
+    @property
+    def weights(self) -> int:
+        """Bytes of the parameters that forward and backward read."""
+        if self.stage == 0:
+            return FP32 * self.parameters
+        if self.stage < 3:
+            vectors, matrices = (self.dp * size for size in self._partitions())
+            return FP32 * vectors + (BF16 if self.copies else FP32) * matrices
+        return FP32 * (sum(self._partitions()) + sum(self._persistent()))
+
+    @property
+    def optimizer(self) -> int:
+        """Bytes of the fp32 masters, where they are not the weights, and of Adam's averages."""
+        if self.stage == 0:  # and one step count per parameter
+            return 2 * FP32 * self.parameters + FP32 * (len(self.vectors) + len(self.matrices))
+        return 3 * FP32 * sum(self._partitions()) + 2 * FP32
+
+    def gradients(self, dp_index: int | None = None) -> int:
+        """Bytes of the gradient that a step accumulates, at the end of its last backward.
+
+        Args:
+            dp_index: whose; the largest among the ranks when not given. Stage 2 keeps parameters
+                that straddle two partitions whole on both ranks.
+        """
+        if self.stage == 3:
+            return FP32 * sum(self._partitions())
+        if self.stage == 2:
+            return FP32 * self._touched(dp_index)
+        if self.copies:
+            padded = self.dp * sum(self._partitions())
+            return FP32 * (padded + sum(self.vectors)) + BF16 * sum(self.matrices)
+        return FP32 * self.parameters
+
+    @property
+    def backward_buffers(self) -> int:
+        """Bytes that DeepSpeed allocates for the backward, beside gradients and activations.
+
+        Stages 1 to 3 copy gradients into a bucket of fixed size before reducing it; stage 3 also
+        gathers weights and keeps up to ``stage3_max_live_parameters`` of them.
+        """
+        if self.stage == 0 or (self.stage == 1 and self.copies):
+            return 0
+        bucket = FP32 * self._bucket
+        if self.stage == 1:
+            return bucket
+        reduced = FP32 * min(self._bucket, self.parameters)  # the flat copy that is communicated
+        if self.stage == 2:
+            return bucket + reduced
+        gathered = min(self.live_parameters, self.parameters - sum(self._persistent()))
+        return bucket + reduced + FP32 * gathered
+
+    @property
+    def step_buffers(self) -> int:
+        """Bytes beside gradients while these are reduced after the backward, and in the step."""
+        if self.stage == 0 or (self.stage == 1 and self.copies):
+            reduced = FP32 * min(_FALLBACK_BUCKET, self.parameters) if self.dp > 1 else 0
+            return reduced
+        bucket = FP32 * self._bucket
+        if self.stage == 1:
+            return bucket + FP32 * (min(self._bucket, self.parameters) + self._touched(None))
+        held = bucket if self.stage == 3 else 0
+        return held + FP32 * max(self._partitions())  # one group's gradient, flattened for Adam
+
+    @property
+    def live_parameters(self) -> int:
+        """Elements that stage 3 keeps gathered from a use in forward to the one in backward."""
+        return int(self.settings.get("stage3_max_live_parameters", 1e9))
+
+    @property
+    def persistence_threshold(self) -> int:
+        """Elements up to which stage 3 keeps a parameter gathered from step to step."""
+        return int(self.settings.get("stage3_param_persistence_threshold", 1e5))
+
+    @property
+    def _bucket(self) -> int:
+        return int(self.settings.get("reduce_bucket_size", _FALLBACK_BUCKET))
+
+    def _partitions(self) -> list[int]:
+        """Elements of one rank's part of the two flat groups, padding included."""
+        if self.stage == 3:
+            return [sum(-(-n // self.dp) for n in group) for group in (self.vectors, self.matrices)]
+        unit = _ALIGNMENT * self.dp
+        return [-(-sum(group) // unit) * _ALIGNMENT for group in (self.vectors, self.matrices)]
+
+    def _persistent(self) -> Iterator[int]:
+        """Elements of the small parameters that stage 3 keeps gathered, padding included."""
+        for size in (*self.vectors, *self.matrices):
+            if size <= self.persistence_threshold:
+                yield -(-size // self.dp) * self.dp
+
+    def _touched(self, dp_index: int | None) -> int:
+        """Elements of all parameters of which a rank's partitions hold a piece."""
+        totals = [0] * self.dp
+        for group, partition in zip((self.vectors, self.matrices), self._partitions(), strict=True):
+            for first, last, size in _spans(group, partition):
+                for index in range(first, last + 1):
+                    totals[index] += size
+        return max(totals) if dp_index is None else totals[dp_index]
+
+
+def _spans(sizes: Sequence[int], partition: int) -> Iterator[tuple[int, int, int]]:
+    """First and last partition that each of consecutive parameters lies in, and its size."""
+    for stop, size in zip(accumulate(sizes), sizes, strict=True):
+        yield (stop - size) // partition, (stop - 1) // partition, size

@@ -1,0 +1,120 @@
+"""Bytes that one rank communicates in one step, axis by axis.
+
+n parameters in the rank's model, A micro-batches, h = micro_batch * seq_len * D * e bytes of hidden
+states, L layers on the rank:
+
+    dp, stage 0   all-reduce 4 n
+        stage 1   all-reduce 4 n, all-gather of the weights (2 n as bf16 copies, else 4 n)
+        stage 2   the same with A all-reduces
+        stage 3   A reduce-scatters of 4 n; all-gathers of the weights, 2 n in bf16 and 4 n in fp32:
+                  one a micro-batch, two where more than ``stage3_max_live_parameters`` are let go
+                  after forward; small parameters once a step
+        1, 2, 3   all-reduce of 4 bytes per unit vector: the projection
+    tp            4 L + 1 per embedding and head: all-gather or reduce-scatter of h in forward, as
+                  many in backward, per micro-batch; 4 L more with recomputation
+    pp            h / tp to the next stage and h / tp back, per micro-batch and boundary
+
+Left out: norms, losses, and what is a few bytes per token (the vocab-parallel loss).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal, NamedTuple
+
+from megatron_ngpt.config import Config
+from megatron_ngpt.estimate.state import BF16, FP32, RankState, rank_parameters
+from megatron_ngpt.mesh.degrees import Degrees
+from megatron_ngpt.parallel.shard import local_shard
+from megatron_ngpt.parallel.stages import stage_map
+
+
+class Traffic(NamedTuple):
+    """One kind of collective, all its calls of a step together."""
+
+    axis: Literal["dp", "tp", "pp"]
+    operation: Literal["all-reduce", "all-gather", "reduce-scatter", "send"]
+
+    size: int
+    """Bytes of the whole tensors it works on: reduced, gathered or sent."""
+
+    def sent(self, degrees: Degrees) -> int:
+        """Bytes that leave a rank by the ring algorithm, which is optimal in bytes."""
+        ranks = getattr(degrees, self.axis)
+        if self.operation == "send":
+            return self.size
+        return (2 if self.operation == "all-reduce" else 1) * self.size * (ranks - 1) // ranks
+
+
+def step_traffic(config: Config, degrees: Degrees, pp_index: int = 0) -> list[Traffic]:
+    """What a rank of this pipeline index communicates in a step, the module's table in numbers."""
+    micro_batches = config.train.global_batch // (config.train.micro_batch * degrees.dp)
+    found: list[Traffic] = []
+    if degrees.dp > 1:
+        found += _data_parallel(config, degrees, pp_index, micro_batches)
+    if degrees.tp > 1 or degrees.pp > 1:
+        found += _between_layers(config, degrees, pp_index, micro_batches)
+    return found
+
+
+def sent_by_axis(config: Config, degrees: Degrees, pp_index: int) -> dict[str, int]:
+    """Bytes that a rank sends in a step along each axis that has more than one rank."""
+    sent: dict[str, int] = {}
+    for traffic in step_traffic(config, degrees, pp_index):
+        sent[traffic.axis] = sent.get(traffic.axis, 0) + traffic.sent(degrees)
+    return sent
+
+
+def _data_parallel(
+    config: Config, degrees: Degrees, pp_index: int, micro_batches: int
+) -> Iterator[Traffic]:
+    state = RankState.of(config, degrees, pp_index)
+    reductions = micro_batches if state.stage > 1 else 1
+    kind: Literal["all-reduce", "reduce-scatter"] = (
+        "reduce-scatter" if state.stage == 3 else "all-reduce"
+    )
+    yield Traffic("dp", kind, FP32 * state.parameters * reductions)
+    if state.stage:
+        vectors = _unit_vectors(config, degrees, pp_index)
+        yield Traffic("dp", "all-reduce", FP32 * vectors)
+        yield Traffic("dp", "all-gather", _gathered(state, config, micro_batches))
+
+
+def _unit_vectors(config: Config, degrees: Degrees, pp_index: int) -> int:
+    """How many vectors of length 1 are in a rank's matrices, tp's padding included."""
+    return sum(
+        local_shard(spec, degrees, 0).shape[1 - spec.norm_dim]
+        for spec in rank_parameters(config, degrees, pp_index)
+        if spec.norm_dim is not None
+    )
+
+
+def _gathered(state: RankState, config: Config, micro_batches: int) -> int:
+    """Bytes of all-gathered weights in a step."""
+    low = BF16 if config.train.dtype == "bf16" else FP32
+    if state.stage < 3:
+        matrix = low if state.copies else FP32
+        return FP32 * sum(state.vectors) + matrix * sum(state.matrices)
+    limit, live = state.persistence_threshold, state.live_parameters
+    large = [size for size in state.matrices if size > limit]
+    uses = micro_batches * (2 if sum(large) > live else 1)
+    small = sum(state.matrices) - sum(large)
+    return FP32 * sum(state.vectors) + low * (small + uses * sum(large))
+
+
+def _between_layers(
+    config: Config, degrees: Degrees, pp_index: int, micro_batches: int
+) -> Iterator[Traffic]:
+    """Hidden states that cross tensor-parallel ranks and pipeline stages."""
+    stages = stage_map(config)
+    parts = [stages.parts[number] for number in stages.of_rank(pp_index)]
+    element = BF16 if config.train.dtype == "bf16" else FP32
+    hidden = config.train.micro_batch * config.data.seq_len * config.model.width * element
+    if degrees.tp > 1:
+        layers, edges = sum(len(p.layers) for p in parts), sum(p.first + p.last for p in parts)
+        halves = layers * (6 if config.train.recompute else 4) + edges
+        for operation in ("all-gather", "reduce-scatter"):
+            yield Traffic("tp", operation, halves * micro_batches * hidden)
+    if degrees.pp > 1:
+        boundaries = sum(2 - part.first - part.last for part in parts)
+        yield Traffic("pp", "send", boundaries * micro_batches * hidden // degrees.tp)
