@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from hypothesis import settings
 import torch
+from hypothesis import settings
 
 from tests.jobs import write_corpus
 
