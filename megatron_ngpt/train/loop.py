@@ -61,7 +61,9 @@ def train(
                 "tokens_per_second": step_tokens / seconds,
                 "step_seconds": seconds,
             }
-            _check_finite(record)
+            if problem := _not_finite(record):
+                checkpointer.close()  # every rank is here, and the save under way is still good
+                raise FloatingPointError(problem)
             if config.train.check_every and progress.step % config.train.check_every == 0:
                 record |= check(engine)
             if valid and _due(progress.step, config.eval.every, last):
@@ -104,10 +106,12 @@ def _to_device(batch: Batch, engine: Engine) -> tuple[Tensor, Tensor]:
     return tokens, batch.targets.to(device, non_blocking=True)
 
 
-def _check_finite(record: dict[str, float]) -> None:
+def _not_finite(record: dict[str, float]) -> str:
+    """What is no longer a number, or ""."""
     for name in ("loss", "grad_norm"):
         if not math.isfinite(record[name]):
-            raise FloatingPointError(
+            return (
                 f"{name} is {record[name]} at step {record['step']}: lower optim.lr or "
                 "optim.grad_clip and start again; the run resumes from its newest checkpoint"
             )
+    return ""

@@ -1,5 +1,6 @@
 import itertools
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -101,7 +102,8 @@ def _poison(model: torch.nn.Module, at_forward: int) -> None:
 
 
 def _bad_gradient(mesh, corpus: str, folder: Path, stages: list, dtype: str):
-    told = []
+    told, publish = [], checkpointer.publish
+    checkpointer.publish = lambda *args: (time.sleep(0.2), publish(*args))
     for stage in stages:
         sections = {"optim": {"zero_stage": stage}, "checkpoint": {"every": 1}}
         arguments = words(
@@ -113,14 +115,16 @@ def _bad_gradient(mesh, corpus: str, folder: Path, stages: list, dtype: str):
             _poison(engine.deepspeed.module, 3)
         with pytest.raises(FloatingPointError) as error:
             train(config, engine, open_corpora(config.data)[0], ())
-        told.append(str(error.value))
+        latest = folder / f"{stage}" / "checkpoints" / "latest"
+        told.append((str(error.value), latest.read_text()))
     return told
 
 
 @pytest.mark.parametrize("dtype", ["fp32", "bf16"])
 def test_a_gradient_that_is_no_number_ends_the_run_before_it_is_saved(toy_corpus, tmp_path, dtype):
     for told in run(2, _bad_gradient, toy_corpus, tmp_path, [0, 1, 2, 3], dtype):
-        for message in told:
+        for message, latest in told:
+            assert latest == "step_00000002\n", "the save under way was waited for"
             assert "at step 3: lower optim.lr" in message
             assert message.startswith("grad_norm is ")
     for stage in range(4):
