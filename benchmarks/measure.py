@@ -40,6 +40,16 @@ class Laps:
     cpu: list[float] = field(default_factory=list)
     """Of all threads of this process; other work on the machine hardly changes them."""
 
+    def add(self, work: Callable[[], object], device: torch.device) -> None:
+        """Do the work once more and note how long it took."""
+        before = time.process_time()
+        self.wall.append(timed(work, device))
+        self.cpu.append(time.process_time() - before)
+
+    def after(self, warm_up: int) -> Laps:
+        """Without the first rounds."""
+        return Laps(self.wall[warm_up:], self.cpu[warm_up:])
+
 
 def interleave(
     contestants: Mapping[str, Callable[[], object]], rounds: int, device: torch.device
@@ -48,9 +58,7 @@ def interleave(
     laps = {name: Laps() for name in contestants}
     for _ in range(rounds):
         for name, work in contestants.items():
-            before = time.process_time()
-            laps[name].wall.append(timed(work, device))
-            laps[name].cpu.append(time.process_time() - before)
+            laps[name].add(work, device)
     return laps
 
 

@@ -120,8 +120,8 @@ def test_projection_counts_four_bytes_per_vector(tmp_path):
     elements = 2 * 16 * 64**2 + 2 * 512 * 64
     for (ranks, _), found in runs.items():
         assert found["vectors"] == vectors
-        assert found["bytes"] == found["bytes_formula"] == 4 * vectors
-        assert found["naive_bytes"] >= 4 * elements
+        assert found["bytes"] == found["bytes_formula"] == (4 * vectors if ranks > 1 else 0)
+        assert ranks == 1 or found["naive_bytes"] >= 4 * elements
         assert found["elements"] == pytest.approx(elements / ranks, rel=0.05)
         assert found["difference"] < 1e-6
         assert 0 < found["share"]["median"] < 1
