@@ -38,7 +38,7 @@ SLOW_IMPORTS = [
 ]
 
 
-def run(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 240) -> list:
+def run(world_size: int, function: Callable[..., Any], *args: Any, timeout: float = 600) -> list:
     """What ``function(mesh, *args)`` returns on every rank, in the order of ranks.
 
     Function and arguments are pickled: a function at the top of a module.

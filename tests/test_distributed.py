@@ -48,7 +48,7 @@ def test_a_failure_ends_all_ranks_and_shows_its_traceback():
         RuntimeError, match=r"rank 1: (?s:.)*_one_fails(?s:.)*KeyError: 'only here'"
     ):
         run(2, _one_fails)
-    assert time.monotonic() - before < 20
+    assert time.monotonic() - before < 100
 
 
 def test_a_death_is_told_with_exit_code_and_output():
@@ -58,4 +58,4 @@ def test_a_death_is_told_with_exit_code_and_output():
 
 def test_a_hang_is_told_with_the_place():
     with pytest.raises(RuntimeError, match=r"rank 1: did not end(?s:.)*_forgets_its_partner"):
-        run(2, _forgets_its_partner, timeout=5)
+        run(2, _forgets_its_partner, timeout=10)
