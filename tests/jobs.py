@@ -110,6 +110,8 @@ def started(argv: Sequence[str], **options: Any) -> Iterator[subprocess.Popen]:
 
 def kill_family(process: subprocess.Popen) -> None:
     """SIGKILL to a command and everything it started; torchrun gives its ranks own sessions."""
+    if process.poll() is not None:
+        return  # its number may be another process's by now
     with suppress(psutil.NoSuchProcess):
         parent = psutil.Process(process.pid)
         parent.suspend()  # starts nothing more
