@@ -53,8 +53,7 @@ def run(world_size: int, function: Callable[..., Any], *args: Any, timeout: floa
         _collect(ranks, time.monotonic() + timeout)
     finally:
         for rank in ranks:
-            rank.process.kill()
-            rank.process.join()
+            rank.end()
     problems = [f"rank {n}: {rank.problem}" for n, rank in enumerate(ranks) if rank.problem]
     if problems:
         raise RuntimeError("\n".join(problems))
@@ -94,10 +93,21 @@ class _Rank:
             self.process.join()
             self.problem = f"died with exit code {self.process.exitcode}\n{self.printed()}"
 
+    def end(self) -> None:
+        """Wait for a child that has answered; kill one that has not, or does not end.
+
+        Never signal one that has ended: its number may be another process's by now.
+        """
+        self.process.join(10 if self.done and not self.problem else 0)
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join()
+
     def interrupt(self) -> None:
         """Let a child that has not answered write down where it stands."""
-        os.kill(self.process.pid, signal.SIGUSR1)
-        time.sleep(0.2)
+        if self.process.is_alive():
+            os.kill(self.process.pid, signal.SIGUSR1)
+            time.sleep(0.2)
         self.problem = f"did not end\n{self.printed()}"
 
     def printed(self) -> str:
