@@ -33,13 +33,11 @@ PP2_ZERO = Case("odd", pp=2, layers=(1, 3))
 BOTH = Case("odd", tp=2, pp=2, schedule="zero_bubble")
 TOPOLOGIES = [
     ONE,
-    Case("odd", dp=2, zero=2, micro=6),
     Case("odd", dp=3, zero=1, micro=8),
     TP2,
     TP2_DP2,
     Case("odd", tp=2, dp=3, zero=2, micro=8),
     PP2,
-    PP2_ZERO,
     Case("odd", pp=4, micro=6),
     Case("odd", pp=2, dp=2, schedule="interleaved", micro=3),
     BOTH,
