@@ -58,4 +58,4 @@ def test_a_death_is_told_with_exit_code_and_output():
 
 def test_a_hang_is_told_with_the_place():
     with pytest.raises(RuntimeError, match=r"rank 1: did not end(?s:.)*_forgets_its_partner"):
-        run(2, _forgets_its_partner, timeout=10)
+        run(2, _forgets_its_partner, timeout=6)
