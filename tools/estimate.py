@@ -118,8 +118,8 @@ def _list(choice: Choice, machine: Machine) -> list[str]:
         )
     rates = (
         f"Lost: bytes sent at {machine.inside / 1e9:.0f} GB/s inside nodes of {machine.node} and "
-        f"{machine.between / 1e9:.0f} GB/s between them, none of it hidden; recomputation and idle "
-        f"time at {machine.flops / 1e12:.0f} TFLOP/s a GPU."
+        f"{machine.between / 1e9:.0f} GB/s a GPU between them, none of it hidden; recomputation "
+        f"and idle time at {machine.flops / 1e12:.0f} TFLOP/s a GPU."
     )
     return [*lines, rates, reason(choice, machine)]
 

@@ -118,8 +118,8 @@ def activations(config: Config, degrees: Degrees, pp_index: int) -> int:
     working = per_token.block_working
     if config.train.recompute:
         working += per_token.block  # one block at a time is whole again
-    if any(part.last for part in parts):
-        working = max(working, per_token.head_working)
+    if any(part.last for part in parts):  # by then the head's is gone
+        working = max(working - per_token.head, per_token.head_working)
     if degrees.pp == 1:
         return sum(kept) + tokens * working
     micro_batches = config.train.global_batch // (config.train.micro_batch * degrees.dp)

@@ -42,10 +42,12 @@ def dry_run_options(argv: Sequence[str]) -> tuple[int | None, list[str]]:
         return None, list(argv)
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     parser.add_argument("--dry_run", action="store_true")
-    parser.add_argument("--world_size", default="0")
+    parser.add_argument("--world_size", nargs="?", const="")
     options, rest = parser.parse_known_args(argv)
     wanted = options.world_size
-    if not wanted.isdigit() or (wanted == "0" and "--world_size" in argv):
+    if wanted is None:
+        return 0, rest
+    if not wanted.isdigit() or int(wanted) < 1:
         raise ValueError(f"--world_size {wanted}: must be a positive number of processes")
     return int(wanted), rest
 

@@ -15,6 +15,7 @@ from megatron_ngpt.estimate.volume import sent_by_axis
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.model.spec import parameter_table
 from megatron_ngpt.parallel.plan import check_topology
+from megatron_ngpt.parallel.stages import head_cost, stage_map
 
 USABLE = 0.9
 """Share of a GPU's memory that a run may plan with: CUDA's context, NCCL's buffers and
@@ -34,7 +35,7 @@ class Machine:
     inside: float = 300e9
     """Bytes per second that a GPU sends inside its node: NVLink."""
     between: float = 40e9
-    """Bytes per second that it sends to other nodes: one 400 Gb/s port."""
+    """Bytes per second that it sends to other nodes: a 400 Gb/s port of its own."""
     flops: float = 400e12
     """Floating-point operations per second in training: 40 % of dense bf16 peak."""
 
@@ -62,34 +63,43 @@ class Proposal:
 
     @property
     def idle(self) -> float:
-        """Share of a step in which a pipeline rank waits for its turn.
+        """Share of a step in which the average pipeline rank waits.
 
-        (pp - 1) / (micro-batches * stages per rank + pp - 1) for 1F1B and interleaved (arXiv
-        2104.04473); the zero-bubble schedules fill these gaps.
+        For its turn, (pp - 1) / (micro-batches * stages per rank) of its work with 1F1B and
+        interleaved (arXiv 2104.04473), nothing with the zero-bubble schedules; and for the rank
+        with most layers, the head among them.
         """
         train, parallel = self.config.train, self.config.parallel
-        if parallel.schedule in ("zero_bubble", "zbv"):
-            return 0.0
         micro_batches = train.global_batch // (train.micro_batch * self.degrees.dp)
-        after = parallel.pp - 1
-        return after / (micro_batches * parallel.stages_per_rank + after)
+        gaps = (parallel.pp - 1) / (micro_batches * parallel.stages_per_rank)
+        if parallel.schedule in ("zero_bubble", "zbv"):
+            gaps = 0.0
+        stages, head = stage_map(self.config), head_cost(self.config)
+        work = [
+            sum(len(stages.parts[n].layers) + head * stages.parts[n].last for n in mine)
+            for mine in map(stages.of_rank, range(parallel.pp))
+        ]
+        return 1 - sum(work) / len(work) / max(work) / (1 + gaps)
 
     def lost(self, machine: Machine) -> float:
         """Seconds of a step beyond computing it once: sending, if nothing hides it, computing
         again, waiting."""
-        sending = sum(
-            size / (machine.inside if self._span(axis) <= machine.node else machine.between)
-            for axis, size in self.sent.items()
-        )
+        sending = sum(size / self._rate(axis, machine) for axis, size in self.sent.items())
         computing = step_flops(self.config) / machine.flops / machine.gpus
         again = computing / 3 if self.config.train.recompute else 0.0
         return sending + again + self.idle / (1 - self.idle) * (computing + again)
 
-    def _span(self, axis: str) -> int:
-        """Consecutive ranks among which a group of an axis lies."""
-        inner = {"tp": 1, "dp": self.degrees.tp, "pp": self.degrees.tp * self.degrees.dp}
-        size: int = getattr(self.degrees, axis)
-        return inner[axis] * size
+    def _rate(self, axis: str, machine: Machine) -> float:
+        """Bytes per second of a rank in the groups of an axis.
+
+        A ring through several nodes leaves each once, so that the members of a group on a node
+        share their ports.
+        """
+        apart = {"tp": 1, "dp": self.degrees.tp, "pp": self.degrees.tp * self.degrees.dp}[axis]
+        if apart * getattr(self.degrees, axis) <= machine.node:
+            return machine.inside
+        together = 1 if axis == "pp" else max(1, machine.node // apart)
+        return min(machine.inside, together * machine.between)
 
     @property
     def name(self) -> str:

@@ -141,7 +141,7 @@ class RankState:
         if self.stage == 2:
             return bucket + reduced
         gathered = min(self.live_parameters, self.parameters - sum(self._persistent()))
-        return bucket + reduced + FP32 * gathered
+        return bucket + reduced + (FP32 * gathered if self.dp > 1 else 0)
 
     @property
     def step_buffers(self) -> int:
@@ -177,18 +177,25 @@ class RankState:
         return [-(-sum(group) // unit) * _ALIGNMENT for group in (self.vectors, self.matrices)]
 
     def _persistent(self) -> Iterator[int]:
-        """Elements of the small parameters that stage 3 keeps gathered, padding included."""
-        for size in (*self.vectors, *self.matrices):
+        """Elements of the small parameters that stage 3 keeps gathered, padding included.
+
+        One rank alone gathers nothing: its partitions are the parameters.
+        """
+        for size in (*self.vectors, *self.matrices) if self.dp > 1 else ():
             if size <= self.persistence_threshold:
                 yield -(-size // self.dp) * self.dp
 
     def _touched(self, dp_index: int | None) -> int:
-        """Elements of all parameters of which a rank's partitions hold a piece."""
+        """Elements of all parameters of which a rank's partitions hold a piece, and padding."""
         totals = [0] * self.dp
         for group, partition in zip((self.vectors, self.matrices), self._partitions(), strict=True):
+            padding = self.dp * partition - sum(group)
             for first, last, size in _spans(group, partition):
                 for index in range(first, last + 1):
                     totals[index] += size
+            for index in range(self.dp - 1, -1, -1):  # padding fills the last partitions
+                totals[index] += min(padding, partition)
+                padding -= min(padding, partition)
         return max(totals) if dp_index is None else totals[dp_index]
 
 

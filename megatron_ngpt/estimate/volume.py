@@ -116,5 +116,10 @@ def _between_layers(
         for operation in ("all-gather", "reduce-scatter"):
             yield Traffic("tp", operation, halves * micro_batches * hidden)
     if degrees.pp > 1:
-        boundaries = sum(2 - part.first - part.last for part in parts)
-        yield Traffic("pp", "send", boundaries * micro_batches * hidden // degrees.tp)
+        crossed = [
+            other
+            for mine in stages.of_rank(pp_index)
+            for other in (mine - 1, mine + 1)  # where the V turns, the next stage is at home
+            if 0 <= other < len(stages.owners) and stages.owners[other] != pp_index
+        ]
+        yield Traffic("pp", "send", len(crossed) * micro_batches * hidden // degrees.tp)

@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 from itertools import product
+from pathlib import Path
 
 import pytest
 import torch
@@ -57,7 +58,8 @@ PAIRS = [*FAST, *(pytest.param(pair, marks=pytest.mark.slow) for pair in SLOW)]
 @pytest.fixture(scope="session")
 def asked(request) -> list[tuple[Case, Case]]:
     """The pairs of all tests that will run."""
-    specs = [getattr(item, "callspec", None) for item in request.session.items]
+    here = [item for item in request.session.items if item.path == Path(__file__)]
+    specs = [getattr(item, "callspec", None) for item in here]
     pairs = dict.fromkeys(spec.params.get("pair") for spec in specs if spec)
     return [pair for pair in pairs if pair]
 

@@ -4,7 +4,8 @@ import os
 import struct
 import sys
 import termios
-from contextlib import redirect_stderr
+from collections.abc import Iterator
+from contextlib import redirect_stderr, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -89,12 +90,19 @@ def on_a_terminal(config: Config, steps: range, resumed_at: int) -> str:
     """What a run whose standard error is a terminal draws there."""
     keyboard, screen = os.openpty()
     fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))
-    with os.fdopen(screen, "w") as stream, redirect_stderr(stream):
-        with RunLog(config, resumed_at, enabled=True) as log:
-            for step in steps:
-                log.step(record(step, **({"valid_loss": 2.5} if step == steps[-1] else {})))
-        stream.flush()
-        return os.read(keyboard, 1 << 16).decode().rstrip()
+    stream = os.fdopen(screen, "w")
+    with stream, redirect_stderr(stream), RunLog(config, resumed_at, enabled=True) as log:
+        for step in steps:
+            log.step(record(step, **({"valid_loss": 2.5} if step == steps[-1] else {})))
+    return b"".join(read_all(keyboard)).decode().rstrip()
+
+
+def read_all(terminal: int) -> Iterator[bytes]:
+    """Everything its programs wrote; what the kernel has not passed on yet is waited for."""
+    with suppress(OSError):  # EIO tells that the other end is closed and nothing is left
+        while chunk := os.read(terminal, 1 << 16):
+            yield chunk
+    os.close(terminal)
 
 
 def test_a_bar_on_a_terminal(tmp_path, capsys):

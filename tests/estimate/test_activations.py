@@ -1,0 +1,86 @@
+"""What forward keeps for backward, against what autograd really saves."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from megatron_ngpt.config import Config, DataConfig, ModelConfig, ParallelConfig, TrainConfig
+from megatron_ngpt.estimate.activations import part_kept
+from megatron_ngpt.mesh.degrees import Degrees
+from megatron_ngpt.mesh.mesh import Mesh
+from megatron_ngpt.model.ngpt import Part
+from megatron_ngpt.ops.attention import sdpa_attention
+from megatron_ngpt.parallel.apply import build_parts, table_parameters
+from megatron_ngpt.parallel.stages import stage_map
+from tests.distributed import CPU, run
+from tests.estimate.measuring import kept_bytes
+
+MODEL = ModelConfig(
+    width=48, layers=3, heads=4, kv_heads=2, head_dim=16, ffn_width=160, vocab_size=500
+)
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+TOLERANCE = 0.03  # per-vector terms and a few scalars per token; they shrink with tokens and width
+
+
+def _config(architecture: str, dtype: str, recompute: bool, tp: int = 1, rows: int = 2) -> Config:
+    return Config(
+        model=replace(MODEL, architecture=architecture),
+        parallel=ParallelConfig(tp=tp),
+        data=DataConfig(seq_len=40),
+        train=TrainConfig(dtype=dtype, micro_batch=rows, recompute=recompute),
+    )
+
+
+def _kept(mesh: Mesh, config: Config, part: Part) -> tuple[int, int]:
+    """Bytes measured and estimated, in one rank's part of the model."""
+    mesh = Mesh.build(Degrees.of(config.parallel, mesh.degrees.dp), CPU)
+    built = build_parts(config, mesh, [part], DTYPES[config.train.dtype], sdpa_attention)
+    for name, parameter in table_parameters(built):
+        torch.nn.init.normal_(parameter.data, std=0.02)
+        if config.train.dtype == "bf16" and not name.endswith("value"):
+            parameter.data = parameter.data.bfloat16()
+    rows, length = config.train.micro_batch, config.data.seq_len
+    tokens = torch.randint(config.model.vocab_size, (rows, length))
+    return kept_bytes(built.train(), tokens, tokens), part_kept(config, mesh.degrees.tp, part)
+
+
+def _kept_each(mesh, configs):
+    return [_kept(mesh, config, Part(range(3))) for config in configs]
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_as_autograd_saves_them(tp):
+    configs = [
+        _config(architecture, dtype, recompute, tp, rows)
+        for architecture in ("ngpt", "gpt")
+        for dtype in ("fp32", "bf16")
+        for recompute in (False, True)
+        for rows in (1, 2)
+    ]
+    for config, (kept, estimate) in zip(configs, run(tp, _kept_each, configs)[0], strict=True):
+        assert estimate == pytest.approx(kept, rel=TOLERANCE), config
+
+
+def _embedding_and_two_layers(mesh):
+    config = _config("ngpt", "bf16", False)
+    return _kept(mesh, replace(config, model=MODEL), Part(range(2), first=True, last=True))
+
+
+def test_a_stage_keeps_what_its_layers_keep():
+    """The model of two layers is two thirds of the blocks of the one of three."""
+    kept, estimate = run(1, _embedding_and_two_layers)[0]
+    assert estimate == pytest.approx(kept, rel=TOLERANCE)
+    config = _config("ngpt", "bf16", False)
+    whole, block = part_kept(config, 1, Part(range(3))), part_kept(config, 1, Part(range(1)))
+    assert whole - estimate == pytest.approx((whole - block) / 2)
+
+
+def test_recomputation_keeps_one_hidden_state_a_layer():
+    config = _config("ngpt", "bf16", True)
+    deeper = replace(config, model=replace(MODEL, layers=30))
+    tokens = 2 * 40
+    grown = part_kept(deeper, 1, stage_map(deeper).parts[0]) - part_kept(
+        config, 1, stage_map(config).parts[0]
+    )
+    assert grown == 27 * tokens * 48 * 2

@@ -1,0 +1,16 @@
+"""Run the commands of tools/ in this process."""
+
+import importlib.util
+from types import ModuleType
+
+from tests.jobs import REPOSITORY
+
+
+def tool(name: str) -> ModuleType:
+    """A file of tools/ as a module."""
+    spec = importlib.util.spec_from_file_location(f"{name}_tool", REPOSITORY / f"tools/{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
