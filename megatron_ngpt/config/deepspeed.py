@@ -8,6 +8,9 @@ from typing import Any
 
 from megatron_ngpt.config.tree import Config
 
+BUCKET = 500_000_000
+"""Most elements that DeepSpeed reduces at a time, its own default."""
+
 
 def uses_low_precision_copy(config: Config) -> bool:
     """Whether DeepSpeed keeps bf16 parameters beside fp32 master shards.
@@ -21,10 +24,15 @@ def uses_low_precision_copy(config: Config) -> bool:
     return config.train.dtype == "bf16" and replicated
 
 
-def deepspeed_config(config: Config, dp: int) -> dict[str, Any]:
+def deepspeed_config(config: Config, dp: int, parameters: int = BUCKET) -> dict[str, Any]:
     """DeepSpeed's configuration for this run on ``dp`` data-parallel ranks.
 
     The file named by engine.deepspeed_overrides is merged over it, key by key.
+
+    Args:
+        config: of the run.
+        dp: ranks that share the optimizer state.
+        parameters: elements of the whole model.
 
     Raises:
         ValueError: the overrides are no JSON object, or change what another setting decides.
@@ -41,6 +49,8 @@ def deepspeed_config(config: Config, dp: int) -> dict[str, Any]:
         "zero_optimization": {
             "stage": optim.zero_stage,
             "overlap_comm": False,
+            # allocated whole, whatever the model's size
+            "reduce_bucket_size": min(parameters, BUCKET),
             # the projection reads which piece of a matrix a rank holds; this would shuffle pieces
             "round_robin_gradients": False,
             # one sub-group, so that ZeRO-3 steps and projects all matrices at once

@@ -14,7 +14,7 @@ from megatron_ngpt.engine import zero
 from megatron_ngpt.engine.masters import Masters
 from megatron_ngpt.engine.optimizer import build_optimizer, set_learning_rate
 from megatron_ngpt.mesh.mesh import Mesh
-from megatron_ngpt.model.spec import parameter_table
+from megatron_ngpt.model.spec import parameter_count, parameter_table
 from megatron_ngpt.ops.attention import pick_attention
 from megatron_ngpt.parallel.apply import build_parts, table_parameters
 from megatron_ngpt.parallel.pipeline import Pipeline
@@ -46,7 +46,7 @@ class Engine:
         self.shards = {n: local_shard(s, mesh.degrees, tp) for n, s in self.table.items()}
         stages = stage_map(config)
         mine = [stages.parts[number] for number in stages.of_rank(mesh.index("pp"))]
-        settings = deepspeed_config(config, mesh.degrees.dp)
+        settings = deepspeed_config(config, mesh.degrees.dp, parameter_count(config.model))
         deepspeed = zero.prepare(mesh.device)
         with zero.construction(deepspeed, settings, mesh):
             attend = pick_attention(config.engine.attention, mesh.device, dtype)

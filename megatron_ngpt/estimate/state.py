@@ -24,15 +24,14 @@ from itertools import accumulate
 from typing import Any
 
 from megatron_ngpt.config import Config
-from megatron_ngpt.config.deepspeed import deepspeed_config, uses_low_precision_copy
+from megatron_ngpt.config.deepspeed import BUCKET, deepspeed_config, uses_low_precision_copy
 from megatron_ngpt.mesh.degrees import Degrees
-from megatron_ngpt.model.spec import ParameterSpec, parameter_table
+from megatron_ngpt.model.spec import ParameterSpec, parameter_count, parameter_table
 from megatron_ngpt.parallel.shard import local_shard
 from megatron_ngpt.parallel.stages import stage_map
 
 FP32, BF16 = 4, 2
 _ALIGNMENT = 2  # elements to whose multiple DeepSpeed pads each rank's part of a flat group
-_FALLBACK_BUCKET = 500_000_000  # elements reduced at a time where DeepSpeed has no setting for it
 
 
 def rank_parameters(config: Config, degrees: Degrees, pp_index: int) -> list[ParameterSpec]:
@@ -78,13 +77,14 @@ class RankState:
         for spec in rank_parameters(config, degrees, pp_index):
             shape = local_shard(spec, degrees, 0).shape
             sizes[spec.group == "vector"].append(math.prod(shape))
+        deepspeed = deepspeed_config(config, degrees.dp, parameter_count(config.model))
         return cls(
             vectors=tuple(sizes[True]),
             matrices=tuple(sizes[False]),
             dp=degrees.dp,
             stage=config.optim.zero_stage,
             copies=uses_low_precision_copy(config),
-            settings=deepspeed_config(config, degrees.dp)["zero_optimization"],
+            settings=deepspeed["zero_optimization"],
         )
 
     @cached_property
@@ -129,7 +129,7 @@ class RankState:
     def backward_buffers(self) -> int:
         """Bytes that DeepSpeed allocates for the backward, beside gradients and activations.
 
-        Stages 1 to 3 copy gradients into a bucket of fixed size before reducing it; stage 3 also
+        Stages 1 to 3 copy gradients into a bucket before reducing it; stage 3 also
         gathers weights and keeps up to ``stage3_max_live_parameters`` of them.
         """
         if self.stage == 0 or (self.stage == 1 and self.copies):
@@ -147,8 +147,7 @@ class RankState:
     def step_buffers(self) -> int:
         """Bytes beside gradients while these are reduced after the backward, and in the step."""
         if self.stage == 0 or (self.stage == 1 and self.copies):
-            reduced = FP32 * min(_FALLBACK_BUCKET, self.parameters) if self.dp > 1 else 0
-            return reduced
+            return FP32 * min(BUCKET, self.parameters) if self.dp > 1 else 0
         bucket = FP32 * self._bucket
         if self.stage == 1:
             return bucket + FP32 * (min(self._bucket, self.parameters) + self._touched(None))
@@ -167,7 +166,7 @@ class RankState:
 
     @property
     def _bucket(self) -> int:
-        return int(self.settings.get("reduce_bucket_size", _FALLBACK_BUCKET))
+        return int(self.settings["reduce_bucket_size"])
 
     def _partitions(self) -> list[int]:
         """Elements of one rank's part of the two flat groups, padding included."""

@@ -14,7 +14,7 @@ from megatron_ngpt.estimate.state import RankState
 from megatron_ngpt.estimate.volume import sent_by_axis
 from megatron_ngpt.extras import available
 from megatron_ngpt.mesh.degrees import AXES, Degrees
-from megatron_ngpt.model.spec import parameter_table
+from megatron_ngpt.model.spec import parameter_count
 from megatron_ngpt.parallel.shard import local_rows
 from megatron_ngpt.parallel.stages import stage_map
 
@@ -45,7 +45,7 @@ def degrees_table(config: Config, degrees: Degrees, notes: Sequence[str] = ()) -
 
 
 def _headline(config: Config, degrees: Degrees) -> str:
-    count = sum(prod(spec.shape) for spec in parameter_table(config.model).values())
+    count = parameter_count(config.model)
     axes = " x ".join(f"{axis} {degree}" for axis, degree in zip(AXES, degrees.shape, strict=True))
     return (
         f"{config.model.architecture} {_count(count)} parameters, {config.train.dtype}, "

@@ -6,6 +6,7 @@ read this table; none of them knows the model.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,6 +65,11 @@ def parameter_table(model: ModelConfig) -> dict[str, ParameterSpec]:
     else:
         rows.append(_vector("final_norm.gain.value", D, None, 1.0))
     return {row.name: row for row in rows}
+
+
+def parameter_count(model: ModelConfig) -> int:
+    """Elements of all parameters of a model."""
+    return sum(math.prod(spec.shape) for spec in parameter_table(model).values())
 
 
 def _block(model: ModelConfig, at: str) -> list[ParameterSpec]:

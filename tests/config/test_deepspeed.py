@@ -39,6 +39,12 @@ def test_stage_and_what_the_projection_relies_on(stage):
     assert zero["sub_group_size"] > 10**11  # above any model's parameters on one rank
 
 
+@pytest.mark.parametrize(("parameters", "bucket"), [(1000, 1000), (10**10, 500_000_000)])
+def test_the_bucket_is_no_larger_than_the_model(parameters, bucket):
+    zero = deepspeed_config(Config(), 2, parameters)["zero_optimization"]
+    assert zero["reduce_bucket_size"] == bucket
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_clipping_is_left_to_deepspeed_where_it_knows_the_norm(stage):
     assert made(stage)["gradient_clipping"] == (0.7 if stage else 0.0)
