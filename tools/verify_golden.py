@@ -1,12 +1,13 @@
-"""Replay a training trace of NVIDIA/ngpt and print how far ours is from it.
+"""Replay a trace of somebody else's nGPT and print how far ours is from it.
 
     python tools/verify_golden.py FILE.safetensors
     torchrun --nproc-per-node 2 tools/verify_golden.py FILE.safetensors --zero_stage 3
     torchrun --nproc-per-node 4 tools/verify_golden.py FILE.safetensors --tp 2 --pp 2
 
-The trace holds initial weights, tokens, logits and gradients of step 0 and final weights; FILE.json
-beside it holds the configuration and every step's loss and gradient norm. Exit code 1 when a
-difference is above its tolerance.
+FILE.json beside it holds the configuration. A training trace of NVIDIA/ngpt holds initial weights,
+tokens, logits and gradients of step 0 and final weights, its JSON every step's loss and gradient
+norm. A trace of the Hugging Face port holds weights, logits and greedy continuations. Exit code 1
+when a difference is above its tolerance.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from megatron_ngpt.config import (
     TrainConfig,
 )
 from megatron_ngpt.engine.engine import Engine
-from megatron_ngpt.interop import nvidia
+from megatron_ngpt.interop import hf, nvidia
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.launch import finish, pick_device, read_launch, start
 from megatron_ngpt.mesh.mesh import Mesh
@@ -43,6 +44,7 @@ from megatron_ngpt.parallel.plan import check_topology
 TOLERANCES = {
     "ngpt": {"logits": 1e-5, "gradients": 1e-5, "loss": 2e-5, "grad_norm": 2e-5, "weights": 2e-3},
     "gpt": {"logits": 1e-5, "gradients": 1e-5, "loss": 2e-3, "grad_norm": 1e-2, "weights": 2e-3},
+    "forward": {"logits": 1e-5, "greedy": 0.0},
 }
 
 
@@ -56,11 +58,16 @@ def main() -> int:
     facts = json.loads(options.trace.with_suffix(".json").read_text())
     parallel = ParallelConfig(tp=options.tp, pp=options.pp, schedule=options.schedule)
     degrees = Degrees.of(parallel, launch.world_size)
-    config = _config(facts, trace["tokens"], options.zero_stage, parallel, degrees.dp)
+    trains = "steps" in facts
+    if trains:
+        config = _config(facts, trace["tokens"], options.zero_stage, parallel, degrees.dp)
+    else:
+        config = _forward_config(facts, trace, options.zero_stage, parallel, degrees.dp)
     check_topology(config, degrees)
-    mesh = Mesh.build(degrees, device)
-    found = replay(Engine(config, mesh), trace, facts["steps"])
-    return _report(found, TOLERANCES[config.model.architecture], launch.rank)
+    engine = Engine(config, Mesh.build(degrees, device))
+    found = replay(engine, trace, facts["steps"]) if trains else forward(engine, trace)
+    tolerances = TOLERANCES[config.model.architecture if trains else "forward"]
+    return _report(found, tolerances, launch.rank)
 
 
 def _options() -> argparse.Namespace:
@@ -99,6 +106,47 @@ def _config(
         ),
         engine=EngineConfig(attention="sdpa"),
     )
+
+
+def _forward_config(
+    facts: dict[str, Any], trace: dict[str, Tensor], zero_stage: int, parallel: ParallelConfig,
+    dp: int,
+) -> Config:  # fmt: skip
+    """Our configuration of a traced forward pass; every data-parallel rank does all of it."""
+    batch = len(trace["input_ids"])
+    return Config(
+        model=hf.model_config(facts),
+        optim=OptimConfig(zero_stage=zero_stage),
+        parallel=parallel,
+        data=DataConfig(seq_len=_padded(trace["input_ids"], parallel.tp).shape[1]),
+        train=TrainConfig(global_batch=batch * dp, micro_batch=1 if parallel.pp > 1 else batch),
+        engine=EngineConfig(attention="sdpa"),
+    )
+
+
+def forward(engine: Engine, trace: dict[str, Tensor]) -> dict[str, float]:
+    """Largest difference of the logits; how many tokens we would have chosen otherwise."""
+    engine.masters.set_weights(hf.from_hf(_part(trace, "weights.")))
+    logits = _whole_logits(engine, trace["input_ids"])
+    found = {"logits": 0.0 if logits is None else _largest([_distance(logits, trace["logits"])])}
+    # what follows every prefix of a greedy continuation is the continuation's next token
+    logits, ids = _whole_logits(engine, trace["greedy"]), trace["greedy"][:, 1:]
+    if logits is None:
+        return found | {"greedy": 0.0}
+    made = 16  # the trace continues prompts by so many tokens
+    differs = logits[:, :-1].argmax(-1).cpu() != ids
+    return found | {"greedy": float(differs[:, -made:].sum())}
+
+
+def _whole_logits(engine: Engine, ids: Tensor) -> Tensor | None:
+    padded = _padded(ids, engine.mesh.degrees.tp).to(engine.mesh.device)
+    logits = engine.logits(padded)
+    return None if logits is None else logits[:, : ids.shape[1]]
+
+
+def _padded(ids: Tensor, tp: int) -> Tensor:
+    """With zeros at the end, which no earlier token sees, to a length that tp ranks can share."""
+    return torch.nn.functional.pad(ids, (0, -ids.shape[1] % tp))
 
 
 def replay(engine: Engine, trace: dict[str, Tensor], steps: list[dict]) -> dict[str, float]:

@@ -40,7 +40,7 @@ def check_batch(config: Config, dp: int) -> None:
 _AT_LEAST: dict[str, float] = {
     **{f"model.{name}": 1 for name in ("width", "layers", "heads", "kv_heads", "ffn_width")},
     **{"model.head_dim": 2, "model.vocab_size": 2, "model.rope_theta": 1},
-    **{f"model.{name}": 0 for name in ("init_std", "norm_eps")},
+    **{f"model.{name}": 0 for name in ("init_std", "norm_eps", "mlp_eps")},
     **{f"parallel.{name}": 1 for name in ("tp", "pp", "cp")},
     **{f"optim.{name}": 0 for name in ("lr", "min_lr", "warmup_steps", "decay_steps", "eps")},
     **{f"optim.{name}": 0 for name in ("weight_decay", "grad_clip")},
@@ -68,6 +68,12 @@ def _model(config: Config) -> Iterator[str]:
         )
     if model.head_dim % 2:
         yield f"model.head_dim = {model.head_dim}: rotary embedding needs an even number"
+    elif not 0 < model.rotary_fraction <= 1 or model.rotary_dim % 2 or not model.rotary_dim:
+        yield (
+            f"model.rotary_fraction = {model.rotary_fraction} turns {model.rotary_dim} of "
+            f"model.head_dim = {model.head_dim} dimensions: choose a share up to 1 that is a "
+            "positive even number of them"
+        )
     if model.heads % model.kv_heads:
         yield (
             f"model.kv_heads = {model.kv_heads} does not divide model.heads = {model.heads}: "

@@ -49,13 +49,29 @@ class ModelConfig:
     """Width of one head, even. 0 means width / heads."""
 
     ffn_width: int = 0
-    """Inner width of the SwiGLU feed-forward. 0 means 4 * width, as in the paper."""
+    """Inner width of the feed-forward. 0 means 4 * width, as in the paper."""
+
+    mlp: Literal["swiglu", "relu2"] = "swiglu"
+    """Feed-forward: swiglu, gated, as in the paper; relu2, relu(x)^2 without a gate, as in NVIDIA's
+    port for Hugging Face (transformers PR 38276)."""
+
+    mlp_eps: float = 0.0
+    """Added to the length of the MLP's output when ngpt normalises it; the port has 1e-6, because
+    squared ReLU can return zeros. Here zeros stay zeros without it."""
 
     vocab_size: int = 32000
     """Number of token ids; every id in the data must be below it."""
 
     rope_theta: float = 10000.0
     """Base of the rotary position embedding."""
+
+    rope_style: Literal["interleaved", "half"] = "interleaved"
+    """Which dimensions of a head turn together: interleaved, neighbours (2i, 2i + 1), as in the
+    paper's reference code; half, (i, i + half), as in Hugging Face models. The same maths after a
+    permutation of query and key rows, so weights of one are not weights of the other."""
+
+    rotary_fraction: float = 1.0
+    """Share of a head's dimensions that the rotary embedding turns, the first ones."""
 
     init_std: float = 0.0
     """Standard deviation of initial matrices (nGPT then normalises them).
@@ -101,3 +117,13 @@ class ModelConfig:
     def is_ngpt(self) -> bool:
         """Whether weights and hidden states live on the hypersphere."""
         return self.architecture == "ngpt"
+
+    @property
+    def is_gated(self) -> bool:
+        """Whether the feed-forward has a gate beside its inner projection."""
+        return self.mlp == "swiglu"
+
+    @property
+    def rotary_dim(self) -> int:
+        """How many dimensions of a head the rotary embedding turns."""
+        return int(self.head_dim * self.rotary_fraction)

@@ -14,6 +14,7 @@ What a block keeps per token, in bytes:
                                           keeps no T x T matrix (arXiv 2205.14135)
     mlp         ngpt 6 e F                u, v, both scaled, silu(v), product
                 gpt  4 e F                u, v, silu(v), product
+                relu2: ngpt 3, gpt 2 e F  u (ngpt), relu(u), its square
 
 The embedding's output is the first block's h. The head keeps e D, logits and softmax in fp32 (ngpt
 8 V, gpt 4 V), and ids; gpt's final norm 8 D / tp. arXiv 2205.05198, eq. 2, counts 34 D + 5 N T for
@@ -67,7 +68,7 @@ class TokenBytes:
             block=_residuals(model, e, tp) + _attention(model, e) + _mlp(model, e),
             head=e * model.width + norm + (8 if model.is_ngpt else 4) * model.vocab_size + 8,
             hidden=e * model.width // tp,
-            block_working=(12 if model.is_ngpt else 8) * model.ffn_width,
+            block_working=_mlp_working(model) * model.ffn_width,
             head_working=8 * model.vocab_size,
             block_pending=_pending(model, e, tp),
             head_pending=e * model.vocab_size,
@@ -89,14 +90,21 @@ def _attention(model: ModelConfig, e: int) -> int:
 
 
 def _mlp(model: ModelConfig, e: int) -> int:
-    return (6 if model.is_ngpt else 4) * e * model.ffn_width
+    kept = (6 if model.is_ngpt else 4) if model.is_gated else (3 if model.is_ngpt else 2)
+    return kept * e * model.ffn_width
+
+
+def _mlp_working(model: ModelConfig) -> int:
+    """Bytes per inner unit."""
+    return 12 if model.is_ngpt else 8
 
 
 def _pending(model: ModelConfig, e: int, tp: int) -> int:
     q, k = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    linear = e * (q + 2 * k + 2 * model.ffn_width + 2 * model.width)
+    inner = (2 if model.is_gated else 1) * model.ffn_width
+    linear = e * (q + 2 * k + inner + 2 * model.width)
     between = 8 * model.width // tp  # alpha or gain
-    return linear + between + (4 * (q + 2 * model.ffn_width) if model.is_ngpt else 0)
+    return linear + between + (4 * (q + inner) if model.is_ngpt else 0)
 
 
 def part_kept(config: Config, tp: int, part: Part) -> int:

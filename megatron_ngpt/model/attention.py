@@ -49,15 +49,16 @@ class Attention(nn.Module):
         self.key = Linear(D, inner_kv)
         self.value = Linear(D, inner_kv)
         self.output = Linear(inner, D)
-        self.attend = attend
+        self.attend, self.rope_style = attend, model.rope_style
         self.s_qk = Scale(inner, model.s_qk.init, model.s_qk.scale) if model.is_ngpt else None
         # unit queries and keys have products of order 1/sqrt(H): the factor is inverted (eq. 17)
         self.scale = model.head_dim ** (0.5 if model.is_ngpt else -0.5)
 
     def forward(self, x_BTD: Tensor, rotary: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]; rotary is the table of these T positions."""
-        q_BTNH = rotate(self.query(x_BTD).unflatten(-1, (-1, self.head_dim)), rotary)
-        k_BTKH = rotate(self.key(x_BTD).unflatten(-1, (-1, self.head_dim)), rotary)
+        q_BTNH = self.query(x_BTD).unflatten(-1, (-1, self.head_dim))
+        k_BTKH = self.key(x_BTD).unflatten(-1, (-1, self.head_dim))
+        q_BTNH, k_BTKH = (rotate(x, rotary, self.rope_style) for x in (q_BTNH, k_BTKH))
         v_BTKH = self.value(x_BTD).unflatten(-1, (-1, self.head_dim))
         if self.s_qk is not None:
             s_NH = self.s_qk().unflatten(0, (-1, self.head_dim))

@@ -1,4 +1,4 @@
-"""SwiGLU feed-forward of nGPT and of the GPT baseline."""
+"""Feed-forward of nGPT and of the GPT baseline: SwiGLU, or squared ReLU without a gate."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_ngpt.ops.hypersphere import Scale
 from megatron_ngpt.ops.linear import Linear
 
 
-class MLP(nn.Module):
+class SwiGLU(nn.Module):
     """``down(u * silu(v))``; nGPT scales u by s_u and v by s_v sqrt(D) (eq. 20, 21).
 
     NVIDIA/ngpt also multiplies u by sqrt(D); the output is normalised right after, so a constant
@@ -34,3 +34,31 @@ class MLP(nn.Module):
             u = (u * self.s_u()).to(x.dtype)
             v = (v * (self.s_v() * self.gate_factor)).to(x.dtype)
         return self.down(u * F.silu(v))
+
+
+class SquaredReLU(nn.Module):
+    """``down(relu(u)^2)`` (arXiv 2109.08668); nGPT scales u by s_u sqrt(D).
+
+    Source: the NGPT port of transformers PR 38276, where s_u is called suv. The factor sqrt(D)
+    matters to the epsilon of the norm that follows, and to nothing else.
+    """
+
+    def __init__(self, model: ModelConfig) -> None:
+        super().__init__()
+        D, inner, s_uv = model.width, model.ffn_width, model.s_uv
+        self.up = Linear(D, inner)
+        self.down = Linear(inner, D)
+        self.s_u = Scale(inner, s_uv.init, s_uv.scale) if model.is_ngpt else None
+        self.factor = D**0.5
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] -> [..., D]."""
+        u = self.up(x)
+        if self.s_u is not None:
+            u = (u * (self.s_u() * self.factor)).to(x.dtype)
+        return self.down(F.relu(u).square())
+
+
+def build_mlp(model: ModelConfig) -> nn.Module:
+    """The feed-forward that ``model.mlp`` names."""
+    return SwiGLU(model) if model.is_gated else SquaredReLU(model)

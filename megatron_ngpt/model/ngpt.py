@@ -15,7 +15,7 @@ from torch.utils.checkpoint import checkpoint
 
 from megatron_ngpt.config import ModelConfig, ScaleConfig
 from megatron_ngpt.model.attention import Attention, KeyValueCache
-from megatron_ngpt.model.mlp import MLP
+from megatron_ngpt.model.mlp import build_mlp
 from megatron_ngpt.ops.attention import Attend, sdpa_attention
 from megatron_ngpt.ops.hypersphere import Scale, residual_step
 from megatron_ngpt.ops.linear import Embedding, Linear
@@ -29,13 +29,13 @@ Branch = Callable[[Tensor], Tensor]
 class SphereResidual(nn.Module):
     """nGPT: step on the sphere from h towards branch(h)."""
 
-    def __init__(self, width: int, alpha: ScaleConfig) -> None:
+    def __init__(self, width: int, alpha: ScaleConfig, eps: float = 0.0) -> None:
         super().__init__()
-        self.alpha = Scale(width, alpha.init, alpha.scale)
+        self.alpha, self.eps = Scale(width, alpha.init, alpha.scale), eps
 
     def forward(self, h: Tensor, branch: Branch) -> Tensor:
         """[B, T, D] -> [B, T, D], unit vectors both."""
-        return residual_step(h, branch(h), self.alpha())
+        return residual_step(h, branch(h), self.alpha(), self.eps)
 
 
 class PreNormResidual(nn.Module):
@@ -56,9 +56,9 @@ class Block(nn.Module):
     def __init__(self, model: ModelConfig, attend: Attend) -> None:
         super().__init__()
         self.attention = Attention(model, attend)
-        self.mlp = MLP(model)
+        self.mlp = build_mlp(model)
         self.attention_residual = _residual(model, model.alpha_attention)
-        self.mlp_residual = _residual(model, model.alpha_mlp)
+        self.mlp_residual = _residual(model, model.alpha_mlp, model.mlp_eps)
 
     def forward(self, h: Tensor, rotary: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
@@ -66,9 +66,9 @@ class Block(nn.Module):
         return self.mlp_residual(h, self.mlp)
 
 
-def _residual(model: ModelConfig, alpha: ScaleConfig) -> nn.Module:
+def _residual(model: ModelConfig, alpha: ScaleConfig, eps: float = 0.0) -> nn.Module:
     if model.is_ngpt:
-        return SphereResidual(model.width, alpha)
+        return SphereResidual(model.width, alpha, eps)
     return PreNormResidual(model.width, model.norm_eps)
 
 
@@ -139,7 +139,7 @@ class NGPT(nn.Module):
         h = x if self.embed is None else self.embed(x)
         if positions is None:
             positions = torch.arange(h.shape[1] * self.sequence_shards, device=h.device)
-        rotary = rotary_table(positions, self.config.head_dim, self.config.rope_theta)
+        rotary = rotary_table(positions, self.config.rotary_dim, self.config.rope_theta)
         for number, block in enumerate(self.blocks.values()):
             if self.recompute and self.training:
                 h = checkpoint(block, h, rotary, use_reentrant=False)

@@ -82,7 +82,7 @@ def _block(model: ModelConfig, at: str) -> list[ParameterSpec]:
         _inward(model, at + "attention.value.weight", K),
         _outward(model, at + "attention.output.weight", N),
         _inward(model, at + "mlp.up.weight", F),
-        _inward(model, at + "mlp.gate.weight", F),
+        *([_inward(model, at + "mlp.gate.weight", F)] if model.is_gated else ()),
         _outward(model, at + "mlp.down.weight", F),
     ]
     if not model.is_ngpt:
@@ -92,7 +92,7 @@ def _block(model: ModelConfig, at: str) -> list[ParameterSpec]:
         *rows,
         _vector(at + "attention.s_qk.value", N, 0, model.s_qk.scale),
         _vector(at + "mlp.s_u.value", F, 0, model.s_uv.scale),
-        _vector(at + "mlp.s_v.value", F, 0, model.s_uv.scale),
+        *([_vector(at + "mlp.s_v.value", F, 0, model.s_uv.scale)] if model.is_gated else ()),
         _vector(at + "attention_residual.alpha.value", D, None, model.alpha_attention.scale),
         _vector(at + "mlp_residual.alpha.value", D, None, model.alpha_mlp.scale),
     ]

@@ -9,20 +9,21 @@ import torch
 from torch import Tensor, nn
 
 
-def unit(x: Tensor, dim: int = -1) -> Tensor:
+def unit(x: Tensor, dim: int = -1, eps: float = 0.0) -> Tensor:
     """Scale vectors along ``dim`` to length 1; same shape and dtype, accumulated in fp32.
 
-    A zero vector stays zero.
+    A zero vector stays zero. With eps, length l becomes l / (l + eps).
     """
     x32 = x.float()
-    return (x32 / _length(x32, dim)).to(x.dtype)
+    length = _length(x32, dim)
+    return (x32 / (length + eps if eps else length)).to(x.dtype)
 
 
 def _length(x32: Tensor, dim: int) -> Tensor:
     return torch.linalg.vector_norm(x32, dim=dim, keepdim=True).clamp_min(1e-12)
 
 
-def residual_step(h: Tensor, branch: Tensor, alpha: Tensor) -> Tensor:
+def residual_step(h: Tensor, branch: Tensor, alpha: Tensor, eps: float = 0.0) -> Tensor:
     """Move the hidden state towards a block's output along the sphere (eq. 10 and 11).
 
     ``unit(h + |alpha| (unit(branch) - h))`` with h itself brought back to unit length first, as in
@@ -32,8 +33,9 @@ def residual_step(h: Tensor, branch: Tensor, alpha: Tensor) -> Tensor:
         h: hidden state [..., D].
         branch: output of attention or MLP, any length [..., D].
         alpha: step size per dimension, fp32 [D]; its absolute value counts.
+        eps: of the branch's normalisation, see :func:`unit`.
     """
-    here, there = unit(h.float()), unit(branch.float())
+    here, there = unit(h.float()), unit(branch.float(), eps=eps)
     return unit(here + alpha.abs() * (there - here)).to(h.dtype)
 
 

@@ -62,7 +62,7 @@ def head_cost(config: Config) -> float:
     """Cost of the logits, in transformer blocks, by multiplications per token."""
     model = config.model
     inner = (2 * model.heads + 2 * model.kv_heads) * model.head_dim
-    block = model.width * (inner + 3 * model.ffn_width)
+    block = model.width * (inner + (3 if model.is_gated else 2) * model.ffn_width)
     block += model.heads * model.head_dim * config.data.seq_len  # causal: half of T, twice
     return model.vocab_size * model.width / block
 

@@ -23,9 +23,11 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 TOLERANCE = 0.03  # per-vector terms and a few scalars per token; they shrink with tokens and width
 
 
-def _config(architecture: str, dtype: str, recompute: bool, tp: int = 1, rows: int = 2) -> Config:
+def _config(
+    architecture: str, dtype: str, recompute: bool, tp: int = 1, rows: int = 2, mlp: str = "swiglu"
+) -> Config:
     return Config(
-        model=replace(MODEL, architecture=architecture),
+        model=replace(MODEL, architecture=architecture, mlp=mlp),
         parallel=ParallelConfig(tp=tp),
         data=DataConfig(seq_len=40),
         train=TrainConfig(dtype=dtype, micro_batch=rows, recompute=recompute),
@@ -57,6 +59,11 @@ def test_as_autograd_saves_them(tp):
         for dtype in ("fp32", "bf16")
         for recompute in (False, True)
         for rows in (1, 2)
+    ]
+    configs += [
+        _config(architecture, dtype, False, tp, mlp="relu2")
+        for architecture in ("ngpt", "gpt")
+        for dtype in ("fp32", "bf16")
     ]
     for config, (kept, estimate) in zip(configs, run(tp, _kept_each, configs)[0], strict=True):
         assert estimate == pytest.approx(kept, rel=TOLERANCE), config

@@ -31,11 +31,13 @@ def test_examples(path):
 
 @pytest.mark.parametrize(("size", "millions"), [("0.5b", 468.2), ("1b", 1025.6), ("8b", 8053.1)])
 def test_examples_have_the_size_they_are_named_for(size, millions):
-    """Matrices alone: embedding, head, 4 D^2 of attention and 3 D F of the MLP a layer."""
+    """Matrices alone: embedding, head, 4 D^2 of attention and 3 D F of the MLP a layer,
+    2 D F without a gate."""
     for path in CONFIGS.glob(f"*_{size}*.yaml"):
         model = load_config(path).model
         kv = model.kv_heads / model.heads
-        block = (2 + 2 * kv) * model.width**2 + 3 * model.width * model.ffn_width
+        inner = (3 if model.is_gated else 2) * model.ffn_width
+        block = ((2 + 2 * kv) * model.width + inner) * model.width
         total = model.layers * block + 2 * model.vocab_size * model.width
         assert total / 1e6 == pytest.approx(millions, abs=0.05), path
 

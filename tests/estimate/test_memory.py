@@ -75,6 +75,8 @@ def test_one_rank(overrides):
             _config(overrides, model=gpt),
             _config(overrides, model=gpt, train={"dtype": "fp32", **again}),
             _config(overrides, model=WIDE),
+            _config(overrides, model=replace(MODEL, mlp="relu2", ffn_width=400)),
+            _config(overrides, model=replace(gpt, mlp="relu2", ffn_width=400)),
         ],
     )
 

@@ -19,7 +19,14 @@ KINDS = {
     "gpt grouped": ModelConfig(
         architecture="gpt", width=24, layers=2, heads=4, kv_heads=1, vocab_size=19, ffn_width=40
     ),
-}
+    "ngpt as ported": ModelConfig(
+        width=24, layers=2, heads=4, kv_heads=2, head_dim=8, vocab_size=19, ffn_width=40,
+        mlp="relu2", mlp_eps=1e-6, rope_style="half", rotary_fraction=0.5, rope_theta=1e6,
+    ),
+    "gpt relu2": ModelConfig(
+        architecture="gpt", width=24, layers=2, heads=4, vocab_size=19, mlp="relu2"
+    ),
+}  # fmt: skip
 
 
 @pytest.fixture(params=KINDS)

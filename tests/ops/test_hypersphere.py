@@ -39,6 +39,18 @@ def test_unit_rounds_once():
     assert ((unit(x).double() - exact) / exact).abs().max() <= 1.001 * 2**-8
 
 
+def test_unit_with_an_epsilon(dtype, device):
+    x = normal(5, 33).to(dtype)
+    found = assert_same_maths(
+        lambda x: unit(x, eps=0.5),
+        lambda x: x / (x.pow(2).sum(-1, keepdim=True).sqrt() + 0.5),
+        [x],
+        dtype,
+        device,
+    )
+    assert found.float().norm(dim=-1).max() < 0.95
+
+
 def test_unit_of_zeros_is_zeros(dtype, device):
     assert unit(torch.zeros(2, 5, dtype=dtype, device=device)).tolist() == [[0.0] * 5] * 2
 

@@ -5,13 +5,18 @@ from megatron_ngpt.ops.rope import rotary_table, rotate
 from tests.ops.compare import assert_same_maths, normal
 
 
-def exact_rotate(x, positions, theta):
-    """Pairs as complex numbers, times e^(i position theta^(-2i / head_dim))."""
-    width = x.shape[-1]
+def exact_rotate(x, positions, theta, width=None, style="interleaved"):
+    """Pairs of the first ``width`` dimensions as complex numbers, times
+    e^(i position theta^(-2i / width))."""
+    width = width or x.shape[-1]
     frequencies = theta ** (-torch.arange(0, width, 2, dtype=torch.float64) / width)
     angles = positions.double()[..., None, None] * frequencies
-    pairs = torch.view_as_complex(x.unflatten(-1, (-1, 2)))
-    return torch.view_as_real(pairs * torch.exp(1j * angles)).flatten(-2)
+    order = torch.arange(width)
+    if style == "half":  # pair i lies at i and i + width / 2
+        order = order.view(2, -1).T.flatten()
+    pairs = torch.view_as_complex(x[..., order].unflatten(-1, (-1, 2)).contiguous())
+    turned = torch.view_as_real(pairs * torch.exp(1j * angles)).flatten(-2)
+    return torch.cat((turned[..., order.argsort()], x[..., width:]), dim=-1)
 
 
 @pytest.mark.parametrize("head_dim", [2, 6, 64])
@@ -27,6 +32,21 @@ def test_rotation_is_complex_multiplication(head_dim, theta, rows, dtype, device
         lambda x: rotate(x, table), lambda x: exact_rotate(x, positions, theta), [x], dtype, device
     )
     assert found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("style", ["interleaved", "half"])
+@pytest.mark.parametrize("width", [2, 6, 16])
+def test_both_styles_turn_the_first_dimensions_and_leave_the_rest(style, width, dtype, device):
+    positions, x = torch.arange(7), normal(2, 7, 3, 16).to(dtype)
+    table = rotary_table(positions.to(device), width, 1e6)
+    assert_same_maths(
+        lambda x: rotate(x, table, style),
+        lambda x: exact_rotate(x, positions, 1e6, width, style),
+        [x],
+        dtype,
+        device,
+    )
+    assert torch.equal(rotate(x.to(device), table, style)[..., width:], x[..., width:].float())
 
 
 def test_only_the_distance_of_two_positions_matters():

@@ -44,12 +44,13 @@ def test_the_head_counts_as_what_it_costs():
     assert balanced(7, 4, 1.0) == [2, 2, 2, 1]
 
 
+@pytest.mark.parametrize("mlp", ["swiglu", "relu2"])
 @pytest.mark.parametrize("architecture", ["ngpt", "gpt"])
-def test_cost_of_the_head_in_blocks(architecture):
+def test_cost_of_the_head_in_blocks(architecture, mlp):
     """Multiplications per token: one per weight of a matrix, and T / 2 keys and values a head."""
     model = ModelConfig(
         architecture=architecture, width=12, layers=1, heads=4, kv_heads=2, head_dim=6,
-        ffn_width=40, vocab_size=1000,
+        ffn_width=40, vocab_size=1000, mlp=mlp,
     )  # fmt: skip
     sizes = {n: s.shape[0] * s.shape[1] for n, s in parameter_table(model).items() if s.shape[1:]}
     block = sum(size for name, size in sizes.items() if name.startswith("blocks.0."))

@@ -20,6 +20,7 @@ FAST = [
     Case("clipped", tp=2, zero=0, micro=12),
     Case("clipped", tp=2, zero=2, micro=12),
     Case("gpt", tp=2, zero=2, micro=24),
+    Case("relu2", tp=2, zero=1, micro=24),
     Case("bf16", tp=2, zero=1, micro=24),
     Case(pp=2),
     Case(pp=2, zero=0, micro=4, schedule="interleaved", recompute=True),
@@ -66,6 +67,9 @@ SLOW = [
     *(Case("gpt", tp=2, dp=2, zero=zero, micro=12) for zero in (1, 3)),
     *(Case("gpt", pp=2, schedule=s, recompute=s == "zero_bubble") for s in SCHEDULES[:3]),
     Case("gpt", tp=4, micro=24),
+    Case("relu2", tp=2, pp=2, dp=2, micro=6),
+    Case("relu2", tp=2, dp=2, zero=3, micro=12),
+    Case("relu2", pp=2, schedule="zbv"),
     Case("gpt", tp=2, pp=2, dp=2, micro=6),
     *(Case("bf16", tp=2, dp=2, zero=zero, micro=12) for zero in (0, 2, 3)),
     *(Case("bf16", pp=2, schedule=s, zero=0, recompute=s == "zbv") for s in SCHEDULES),
@@ -80,7 +84,7 @@ def of(*kinds):
     return [c for c in CASES if (c if isinstance(c, Case) else c.values[0]).kind in kinds]
 
 
-EXACT = ("ngpt", "deep", "97 ids", "clipped", "not clipped")
+EXACT = ("ngpt", "deep", "97 ids", "clipped", "not clipped", "relu2")
 ON_SPHERE = (*EXACT, "bf16")
 
 
@@ -129,7 +133,7 @@ def test_all_ranks_tell_the_same(trained, case):
         assert (other.losses, other.norms, other.valid) == (first.losses, first.norms, first.valid)
 
 
-@pytest.mark.parametrize("kind", ["ngpt", "deep", "97 ids", "gpt", "clipped", "not clipped"])
+@pytest.mark.parametrize("kind", [*EXACT, "gpt"])
 def test_the_runs_learn(plain, kind):
     """What is compared moves, most of it by more than a unit in the last place of a tolerance."""
     losses = plain(kind).losses

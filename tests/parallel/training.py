@@ -43,6 +43,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "clipped": {"grad_clip": 0.02, "eps": 1e-3},
     "not clipped": {"grad_clip": 0.0, "eps": 1e-3},
     "bf16": {"dtype": "bf16"},
+    "relu2": {
+        "model": replace(
+            MODEL, mlp="relu2", mlp_eps=1e-6, rope_style="half", rotary_fraction=0.5, rope_theta=1e6
+        )
+    },
     "odd": {"model": ODD},
     "odd gpt": {"model": replace(ODD, architecture="gpt", init_std=0.05), "weight_decay": 0.1},
     "odd bf16": {"model": ODD, "dtype": "bf16"},

@@ -30,7 +30,7 @@ def test_as_a_user_runs_it():
     done = subprocess.run(argv, cwd=REPOSITORY, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
     lines = done.stdout.splitlines()
-    assert lines[0].startswith("ngpt 8,054.5 M parameters, bf16, ZeRO 1, 512 ranks = pp 1 x dp 128")
+    assert lines[0].startswith("ngpt 8,054.3 M parameters, bf16, ZeRO 1, 512 ranks = pp 1 x dp 128")
     assert "fits in 72.0 GiB, 90% of a GPU" in lines
     assert lines[-1].startswith("First choice: dp ")
 

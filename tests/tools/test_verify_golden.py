@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.interop import nvidia
@@ -138,6 +138,26 @@ def test_every_kind_of_difference_is_found_on_whichever_rank(trace, ranks):
 def test_published_trace_on_one_process(shared, name):
     done = tool(shared / "golden" / f"{name}.safetensors")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_trace_of_the_hugging_face_port(shared, tmp_path):
+    source = shared / "golden" / "hf_ngpt.safetensors"
+    good = tool(source)
+    assert good.returncode == 0, good.stdout + good.stderr
+    assert good.stdout.count(" ok") == 2
+    tensors = load_file(source)
+    tensors["weights.lm_head.weight"][tensors["greedy"][0, -1]] *= -1
+    bad = tool(write(tmp_path, tensors, json.loads(source.with_suffix(".json").read_text())))
+    assert bad.returncode == 1, bad.stdout + bad.stderr
+    assert bad.stdout.count("TOO LARGE") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["--tp", 2], ["--pp", 2], ["--zero_stage", 3]])
+def test_trace_of_the_hugging_face_port_on_two_ranks(shared, words):
+    done = tool(shared / "golden" / "hf_ngpt.safetensors", *words, ranks=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" ok") == 2
 
 
 @pytest.mark.slow
