@@ -6,18 +6,16 @@ what lies between blocks is sharded over tokens, hence D / tp (arXiv 2205.05198,
 
 What a block keeps per token, in bytes:
 
-    residual    ngpt 2 (16 D + 24) / tp   h, branch, their distance, the sum, fp32; six lengths
-                gpt  2 (8 D + 8) / tp     h and h / rms, fp32; two scalars
-    its inputs  2 e D                     gathered over tp; shared with h in a lone fp32 ngpt rank
-    attention   ngpt 8 Q + 4 K            rotated q and k, unit q, fp32
+    residual    ngpt 4 e D / tp           h and branch
+                gpt  2 e D / tp           h
+    its inputs  2 e D                     gathered over tp; ngpt without tp: they are h
+    attention   ngpt e (Q + K)            q and k before rotation and norm
                 2 e (Q + K) + 4 N         q, k, v, output, log-sum-exp: flash attention
                                           keeps no T x T matrix (arXiv 2205.14135)
-    mlp         ngpt 6 e F                u, v, both scaled, silu(v), product
-                gpt  4 e F                u, v, silu(v), product
-                relu2: ngpt 3, gpt 2 e F  u (ngpt), relu(u), its square
+    mlp         (G + 1) e F               inputs of the product, G = 2 with a gate, else 1; product
 
 The embedding's output is the first block's h. The head keeps e D, logits and softmax in fp32 (ngpt
-8 V, gpt 4 V), and ids; gpt's final norm 8 D / tp. arXiv 2205.05198, eq. 2, counts 34 D + 5 N T for
+8 V, gpt 4 V), and ids; gpt's final norm e D / tp. arXiv 2205.05198, eq. 2, counts 34 D + 5 N T for
 a GPT block with dropout and without flash attention; here nothing is dropped out, and norms keep
 fp32. Per-vector terms that do not grow with tokens are left out.
 """
@@ -63,12 +61,12 @@ class TokenBytes:
     def of(cls, config: Config, tp: int) -> TokenBytes:
         """For a rank of a tensor-parallel group."""
         model, e = local_model(config.model, tp), 2 if config.train.dtype == "bf16" else 4
-        norm = 0 if model.is_ngpt else (8 * model.width + 8) // tp
+        norm = 0 if model.is_ngpt else e * model.width // tp
         return cls(
             block=_residuals(model, e, tp) + _attention(model, e) + _mlp(model, e),
             head=e * model.width + norm + (8 if model.is_ngpt else 4) * model.vocab_size + 8,
             hidden=e * model.width // tp,
-            block_working=_mlp_working(model) * model.ffn_width,
+            block_working=16 * model.ffn_width,
             head_working=8 * model.vocab_size,
             block_pending=_pending(model, e, tp),
             head_pending=e * model.vocab_size,
@@ -76,8 +74,8 @@ class TokenBytes:
 
 
 def _residuals(model: ModelConfig, e: int, tp: int) -> int:
-    kept = 16 * model.width + 24 if model.is_ngpt else 8 * model.width + 8
-    shared = model.is_ngpt and e == 4 and tp == 1
+    kept = (2 if model.is_ngpt else 1) * e * model.width
+    shared = model.is_ngpt and tp == 1
     return 2 * kept // tp + (0 if shared else 2 * e * model.width)
 
 
@@ -86,25 +84,19 @@ def _attention(model: ModelConfig, e: int) -> int:
     flash = 2 * e * (q + k) + 4 * model.heads
     if not model.is_ngpt:
         return flash
-    return flash + 8 * q + 4 * k + 8 * (model.heads + model.kv_heads)
+    return flash + e * (q + k)
 
 
 def _mlp(model: ModelConfig, e: int) -> int:
-    kept = (6 if model.is_ngpt else 4) if model.is_gated else (3 if model.is_ngpt else 2)
-    return kept * e * model.ffn_width
-
-
-def _mlp_working(model: ModelConfig) -> int:
-    """Bytes per inner unit."""
-    return 12 if model.is_ngpt else 8
+    return (3 if model.is_gated else 2) * e * model.ffn_width
 
 
 def _pending(model: ModelConfig, e: int, tp: int) -> int:
     q, k = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    inner = (2 if model.is_gated else 1) * model.ffn_width
-    linear = e * (q + 2 * k + inner + 2 * model.width)
-    between = 8 * model.width // tp  # alpha or gain
-    return linear + between + (4 * (q + inner) if model.is_ngpt else 0)
+    gates = 2 if model.is_gated else 1
+    linear = e * (q + 2 * k + gates * model.ffn_width + 2 * model.width)
+    between = 2 * e * model.width // tp  # of the residual steps or norms
+    return linear + between + (e * (q + model.ffn_width) if model.is_ngpt else 0)
 
 
 def part_kept(config: Config, tp: int, part: Part) -> int:

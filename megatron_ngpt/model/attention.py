@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from megatron_ngpt.config import ModelConfig
 from megatron_ngpt.ops.attention import Attend
-from megatron_ngpt.ops.hypersphere import Scale, unit
+from megatron_ngpt.ops.hypersphere import Scale
 from megatron_ngpt.ops.linear import Linear
+from megatron_ngpt.ops.qk_norm import rotary_qk_norm
 from megatron_ngpt.ops.rope import rotate
 
 
@@ -58,12 +59,15 @@ class Attention(nn.Module):
         """[B, T, D] -> [B, T, D]; rotary is the table of these T positions."""
         q_BTNH = self.query(x_BTD).unflatten(-1, (-1, self.head_dim))
         k_BTKH = self.key(x_BTD).unflatten(-1, (-1, self.head_dim))
-        q_BTNH, k_BTKH = (rotate(x, rotary, self.rope_style) for x in (q_BTNH, k_BTKH))
         v_BTKH = self.value(x_BTD).unflatten(-1, (-1, self.head_dim))
-        if self.s_qk is not None:
+        if self.s_qk is None:
+            q_BTNH, k_BTKH = (
+                rotate(x, rotary, self.rope_style).to(x.dtype) for x in (q_BTNH, k_BTKH)
+            )
+        else:
             s_NH = self.s_qk().unflatten(0, (-1, self.head_dim))
-            q_BTNH, k_BTKH = s_NH.square() * unit(q_BTNH), unit(k_BTKH)
-        q_BTNH, k_BTKH = q_BTNH.to(x_BTD.dtype), k_BTKH.to(x_BTD.dtype)
+            q_BTNH = rotary_qk_norm(q_BTNH, rotary, s_NH.square(), self.rope_style)
+            k_BTKH = rotary_qk_norm(k_BTKH, rotary, style=self.rope_style)
         if cache is not None:
             k_BTKH, v_BTKH = cache.extend(k_BTKH, v_BTKH)
         return self.output(self.attend(q_BTNH, k_BTKH, v_BTKH, self.scale).flatten(-2))

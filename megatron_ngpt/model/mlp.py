@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from megatron_ngpt.config import ModelConfig
+from megatron_ngpt.ops.activation import squared_relu, swiglu
 from megatron_ngpt.ops.hypersphere import Scale
 from megatron_ngpt.ops.linear import Linear
 
@@ -30,10 +30,9 @@ class SwiGLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
         u, v = self.up(x), self.gate(x)
-        if self.s_u is not None and self.s_v is not None:
-            u = (u * self.s_u()).to(x.dtype)
-            v = (v * (self.s_v() * self.gate_factor)).to(x.dtype)
-        return self.down(u * F.silu(v))
+        if self.s_u is None or self.s_v is None:
+            return self.down(swiglu(u, v))
+        return self.down(swiglu(u, v, self.s_u(), self.s_v() * self.gate_factor))
 
 
 class SquaredReLU(nn.Module):
@@ -54,9 +53,7 @@ class SquaredReLU(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
         u = self.up(x)
-        if self.s_u is not None:
-            u = (u * (self.s_u() * self.factor)).to(x.dtype)
-        return self.down(F.relu(u).square())
+        return self.down(squared_relu(u, None if self.s_u is None else self.s_u() * self.factor))
 
 
 def build_mlp(model: ModelConfig) -> nn.Module:

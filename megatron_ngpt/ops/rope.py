@@ -43,3 +43,9 @@ def rotate(x: Tensor, table: Tensor, style: Style = "interleaved") -> Tensor:
     cos, sin = table.unbind(-1)
     turned = torch.stack((one * cos - two * sin, one * sin + two * cos), dim).flatten(-2)
     return torch.cat((turned, still), dim=-1) if still.shape[-1] else turned
+
+
+def inverse(table: Tensor) -> Tensor:
+    """The table that turns back: the transpose of every rotation."""
+    cos, sin = table.unbind(-1)
+    return torch.stack((cos, -sin), dim=-1)

@@ -11,9 +11,9 @@ def exact_unit(x, dim=-1):
     return x / x.pow(2).sum(dim, keepdim=True).sqrt()
 
 
-def exact_step(h, branch, alpha):
-    h = exact_unit(h)
-    return exact_unit(h + alpha.abs() * (exact_unit(branch) - h))
+def exact_step(h, branch, alpha, eps=0.0):
+    h, towards = exact_unit(h), branch / (branch.pow(2).sum(-1, keepdim=True).sqrt() + eps)
+    return exact_unit(h + alpha.abs() * (towards - h))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -55,11 +55,18 @@ def test_unit_of_zeros_is_zeros(dtype, device):
     assert unit(torch.zeros(2, 5, dtype=dtype, device=device)).tolist() == [[0.0] * 5] * 2
 
 
+@pytest.mark.parametrize("eps", [0.0, 40.0])
 @pytest.mark.parametrize("shape", SHAPES[1:])
-def test_residual_step(shape, dtype, device):
+def test_residual_step(shape, eps, dtype, device):
     h, branch = normal(*shape).to(dtype), (30 * normal(*shape, seed=1)).to(dtype)
     alpha = 0.3 * normal(shape[-1], seed=2)  # either sign
-    found = assert_same_maths(residual_step, exact_step, [h, branch, alpha], dtype, device)
+    found = assert_same_maths(
+        lambda *x: residual_step(*x, eps),
+        lambda *x: exact_step(*x, eps),
+        [h, branch, alpha],
+        dtype,
+        device,
+    )
     assert found.dtype == dtype
     if dtype == torch.float32:
         assert (found.double().norm(dim=-1) - 1).abs().max() <= 2e-7
@@ -71,10 +78,11 @@ def test_residual_step_of_alpha_0_and_1():
     assert torch.allclose(residual_step(h, branch, torch.ones(17)), unit(branch), atol=1e-7)
 
 
-def test_residual_step_with_a_silent_branch_stays():
+@pytest.mark.parametrize("eps", [0.0, 1e-3])
+def test_residual_step_with_a_silent_branch_stays(eps):
     h = unit(normal(3, 17)).requires_grad_()
     branch = torch.zeros(3, 17, requires_grad=True)
-    found = residual_step(h, branch, torch.full((17,), 0.05))
+    found = residual_step(h, branch, torch.full((17,), 0.05), eps)
     assert torch.allclose(found, h, atol=1e-7)
     found.sum().backward()
     assert h.grad.isfinite().all()
