@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import io
 import sys
+import time
 import traceback
 from contextlib import redirect_stderr
+from pathlib import Path
 
-from megatron_ngpt.config import Config, parse_config
+from megatron_ngpt.config import Config, fit_micro_batch, parse_config, seconds_of
 from megatron_ngpt.data.corpus import open_corpora
 from megatron_ngpt.engine.checkpoint.checkpointer import SaveFailed
 from megatron_ngpt.engine.engine import Engine
@@ -25,6 +27,7 @@ from megatron_ngpt.mesh.launch import (
     Launch,
     finish,
     pick_device,
+    read_job,
     read_launch,
     start,
     tell,
@@ -32,9 +35,13 @@ from megatron_ngpt.mesh.launch import (
 )
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.parallel.plan import check_topology
+from megatron_ngpt.train.attempts import REFUSED, TROUBLE, AttemptRecord
 from megatron_ngpt.train.checks import ReplicasDiffer
 from megatron_ngpt.train.loop import train
 from megatron_ngpt.train.metrics import check_outputs
+from megatron_ngpt.train.stop import Stop
+from megatron_ngpt.train.watch import Watch
+from megatron_ngpt.train.watchdog import Watchdog
 
 
 def main(launch: Launch, argv: list[str]) -> None:
@@ -47,17 +54,36 @@ def main(launch: Launch, argv: list[str]) -> None:
             started = launch.world_size if launch.world_size > 1 else 0
             print(dry_run(config, dry_ranks or started))
         return
+    exit_after, job = seconds_of(config.train.exit_after), read_job()
+    run_dir = Path(config.logging.dir)
+    facts = {"job": job.id, "restarts": job.restarts, "nodes": job.nodes}
+    facts |= {"ranks": launch.world_size, "checkpoints": config.checkpoint_dir}
+    if launch.rank == 0:
+        check_outputs(config)
+    ends_at = min(job.ends_at, time.time() + exit_after)
+    with (
+        Stop(exit_after) as stop,
+        AttemptRecord(run_dir, launch.rank, **facts) as attempt,
+        Watchdog(config.train.hang_timeout, run_dir / TROUBLE, launch.rank) as watchdog,
+    ):
+        pretrain(config, launch, Watch(stop, watchdog, attempt, ends_at))
+
+
+def pretrain(config: Config, launch: Launch, watch: Watch) -> None:
+    """Build in order and train."""
     degrees = Degrees.of(config.parallel, launch.world_size)
+    config = fit_micro_batch(config, degrees.dp)
     check_topology(config, degrees)
     stages, valid = open_corpora(config.data)
     device = pick_device(config.engine.device, launch.local_rank)
     if launch.rank == 0:
-        check_outputs(config)
         notes = list(device_notes(config, degrees, device))
         print(degrees_table(config, degrees, notes), flush=True)
     start(launch, device)
     engine = Engine(config, Mesh.build(degrees, device))
-    train(config, engine, stages, valid)
+    train(config, engine, stages, valid, watch)
+    if launch.rank == 0 and watch.reason:
+        print(f"ends after step {watch.step}: {watch.reason}, saved", flush=True)
 
 
 def _parse(argv: list[str]) -> Config:
@@ -71,7 +97,10 @@ def _parse(argv: list[str]) -> Config:
 
 
 def run() -> int:
-    """Exit code: 0 done, 1 failed while running, 2 refused for what the user asked."""
+    """Exit code: 0 done or stopped and saved, 1 failed, 2 refused for what the user asked.
+
+    A rank that stands still ends with 3 (train/watchdog.py).
+    """
     launch = Launch()
     try:
         launch = read_launch()
@@ -79,7 +108,7 @@ def run() -> int:
         return 0
     except SystemExit as ended:
         code, why = (2, str(ended.code)) if ended.code else (0, "")
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as err:
+    except REFUSED as err:
         code, why = 2, f"pretrain_ngpt.py: {err}"
     except (FloatingPointError, ReplicasDiffer, SaveFailed) as err:
         code, why = 1, f"pretrain_ngpt.py: {err}"

@@ -30,6 +30,7 @@ from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.mesh import launch
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.train.loop import train
+from megatron_ngpt.train.watch import Watch
 from tests.distributed import SLOW_IMPORTS
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -179,12 +180,12 @@ def metrics(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines]
 
 
-def train_on(mesh: Mesh, arguments: Sequence[str]) -> Engine:
+def train_on(mesh: Mesh, arguments: Sequence[str], watch: Watch | None = None) -> Engine:
     """The same job on a rank of :func:`tests.distributed.run`; returns the engine it trained."""
     config = parse_config(arguments)
     stages, valid = open_corpora(config.data)
     engine = Engine(config, mesh)
-    train(config, engine, stages, valid)
+    train(config, engine, stages, valid, watch)
     return engine
 
 

@@ -1,6 +1,6 @@
 """One tree of frozen dataclasses, its command line, its checks, and the DeepSpeed dictionary."""
 
-from megatron_ngpt.config.checks import check, check_batch
+from megatron_ngpt.config.checks import check, check_batch, fit_micro_batch
 from megatron_ngpt.config.cli import load_config, parse_config, save_config
 from megatron_ngpt.config.data import (
     Blend,
@@ -10,6 +10,7 @@ from megatron_ngpt.config.data import (
     blends_of,
     corpora_of,
 )
+from megatron_ngpt.config.duration import seconds_of
 from megatron_ngpt.config.model import ModelConfig, ScaleConfig
 from megatron_ngpt.config.run import (
     CheckpointConfig,
@@ -41,7 +42,9 @@ __all__ = [
     "check",
     "check_batch",
     "corpora_of",
+    "fit_micro_batch",
     "load_config",
     "parse_config",
     "save_config",
+    "seconds_of",
 ]

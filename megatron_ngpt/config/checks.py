@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from operator import attrgetter
 
 from megatron_ngpt.config.data_checks import data_problems
 from megatron_ngpt.config.deepspeed import deepspeed_config
+from megatron_ngpt.config.duration import seconds_of
 from megatron_ngpt.config.tree import Config
 
 
@@ -28,6 +30,13 @@ def check_batch(config: Config, dp: int) -> None:
     :func:`check`.
     """
     unit = config.train.micro_batch * dp
+    if config.train.elastic and config.train.global_batch % dp:
+        fits = max(n for n in range(1, dp) if config.train.global_batch % n == 0)
+        raise ValueError(
+            f"train.global_batch = {config.train.global_batch} cannot be shared by dp = {dp} "
+            f"replicas, whatever train.micro_batch is: dp = {fits} could; start fewer processes "
+            "or change train.global_batch"
+        )
     if config.train.global_batch % unit:
         raise ValueError(
             f"train.global_batch = {config.train.global_batch} is not a multiple of "
@@ -35,6 +44,15 @@ def check_batch(config: Config, dp: int) -> None:
             "change one of them or the number of processes"
         )
     deepspeed_config(config, dp)
+
+
+def fit_micro_batch(config: Config, dp: int) -> Config:
+    """The same with the micro-batch that train.elastic allows for dp ranks, where there is one."""
+    share, rest = divmod(config.train.global_batch, dp)
+    if not config.train.elastic or rest:
+        return config
+    fits = max(n for n in range(1, config.train.micro_batch + 1) if share % n == 0)
+    return replace(config, train=replace(config.train, micro_batch=fits))
 
 
 _AT_LEAST: dict[str, float] = {
@@ -46,7 +64,7 @@ _AT_LEAST: dict[str, float] = {
     **{f"optim.{name}": 0 for name in ("weight_decay", "grad_clip")},
     **{"data.seq_len": 1, "data.prefetch": 0},
     **{f"train.{name}": 1 for name in ("steps", "global_batch", "micro_batch")},
-    **{f"train.{name}": 0 for name in ("stop_at", "seed", "check_every")},
+    **{f"train.{name}": 0 for name in ("stop_at", "seed", "check_every", "hang_timeout")},
     **{"checkpoint.every": 0, "checkpoint.keep": 0},
     **{"eval.every": 0, "eval.steps": 1, "logging.every": 1},
 }
@@ -145,3 +163,7 @@ def _run(config: Config) -> Iterator[str]:
             f"train.stop_at = {config.train.stop_at} is above train.steps = "
             f"{config.train.steps}: the run would end first; lower it or set 0"
         )
+    try:
+        seconds_of(config.train.exit_after)
+    except ValueError as err:
+        yield f"train.exit_after = {err}"

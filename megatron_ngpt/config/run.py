@@ -93,6 +93,19 @@ class TrainConfig:
     stop_at: int = 0
     """Save and exit after this step although the schedule goes on to steps; 0 means never."""
 
+    exit_after: str = ""
+    """Time since the start after which the run saves and ends, for sites whose scheduler sends no
+    signal before its limit: 3h50m, 90m, or a number of minutes. Empty means never."""
+
+    hang_timeout: float = 600.0
+    """Seconds without a finished step, evaluation batch or save after which every rank writes its
+    stack to logging.dir/trouble and ends with exit code 3. Start and first step, which may compile,
+    get three times as much. 0 means never."""
+
+    elastic: bool = False
+    """When micro_batch does not suit the number of ranks, take the largest smaller one that does
+    instead of refusing; global_batch stays."""
+
     recompute: bool = False
     """Keep only each block's input and compute the block again in backward (activation
     checkpointing): less memory, about a third more computation."""

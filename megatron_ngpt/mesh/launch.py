@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 import time
@@ -23,6 +24,19 @@ class Launch:
     local_rank: int = 0
     address: str = ""
     port: int = 0
+
+
+@dataclass(frozen=True)
+class Job:
+    """The scheduler's job that this process belongs to; empty outside of one."""
+
+    id: str = ""
+    restarts: int = 0
+    """How often it was requeued."""
+    nodes: str = ""
+    """Its nodes, as SLURM abbreviates them: ``n[1-4]``."""
+    ends_at: float = math.inf
+    """When its time limit ends it, in seconds since 1970; infinity when that is not known."""
 
 
 # launcher -> (rank, world size, rank on this host); the first whose variables are set wins
@@ -55,6 +69,17 @@ def read_launch(environ: Mapping[str, str] | None = None) -> Launch:
             found = Launch(int(env[rank]), int(env[size]), int(on_host))
             return found if found.world_size == 1 else _with_address(found, env, launcher)
     return Launch()
+
+
+def read_job(environ: Mapping[str, str] | None = None) -> Job:
+    """What SLURM says of the job; an element of an array has a number of its own."""
+    env = os.environ if environ is None else environ
+    return Job(
+        id=env.get("SLURM_JOB_ID", ""),
+        restarts=int(env.get("SLURM_RESTART_COUNT", 0)),
+        nodes=env.get("SLURM_JOB_NODELIST", ""),
+        ends_at=float(env.get("SLURM_JOB_END_TIME", math.inf)),
+    )
 
 
 def _with_address(found: Launch, env: Mapping[str, str], launcher: str) -> Launch:

@@ -5,36 +5,86 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 from torch import Tensor
 
 from megatron_ngpt.config import Config
 from megatron_ngpt.data.corpus import Share, Stage
-from megatron_ngpt.data.loader import Batch, eval_batches, train_loader
+from megatron_ngpt.data.loader import Batch, Loader, eval_batches, train_loader
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
 from megatron_ngpt.engine.checkpoint.folder import Progress
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.engine.schedule import learning_rate
 from megatron_ngpt.train.checks import check
 from megatron_ngpt.train.metrics import RunLog
+from megatron_ngpt.train.watch import Interrupted, Watch
 
 
 def train(
-    config: Config, engine: Engine, stages: Sequence[Stage], valid: Sequence[Share]
+    config: Config,
+    engine: Engine,
+    stages: Sequence[Stage],
+    valid: Sequence[Share],
+    watch: Watch | None = None,
 ) -> Progress:
     """Train from the newest checkpoint, or from the start, to train.steps or train.stop_at.
+
+    Ends earlier, saved, when ``watch`` says so.
 
     Raises:
         FloatingPointError: the loss or the gradient is no longer finite.
         ReplicasDiffer: ranks that must hold the same parameter do not.
         ValueError: a corpus reaches its limit of epochs before the end.
     """
+    watch = watch or Watch()
     checkpointer = Checkpointer(config, engine)
     progress = checkpointer.resume()
-    last = config.train.stop_at or config.train.steps
+    watch.resumed(progress.step)
+    saved, last = progress.step, config.train.stop_at or config.train.steps
+    device, record = engine.mesh.device, dict(progress.record)
+    loader = _loader(config, engine, stages, progress)
+    log = RunLog(
+        config,
+        progress.step,
+        enabled=engine.mesh.rank == 0,
+        owed=bool(record),
+        ends_at=watch.ends_at,
+    )
+    with loader, log:
+        while record or (progress.step < last and not watch.ends(progress.step, "step", device)):
+            if not record:
+                progress, record = _step(config, engine, loader, progress)
+                if problem := _not_finite(record):
+                    checkpointer.close()  # every rank is here, and the save under way is good
+                    raise FloatingPointError(problem)
+                watch.stepped()
+                if config.train.check_every and progress.step % config.train.check_every == 0:
+                    record |= check(engine)
+            if valid and _due(progress.step, config.eval.every, last):
+                try:
+                    record |= validation(config, engine, valid, watch)
+                except Interrupted:
+                    progress = replace(progress, record=record)
+                    break
+            log.step(record)
+            record, progress = {}, replace(progress, record={})
+            if _due(progress.step, config.checkpoint.every or last, last) and progress.step > saved:
+                watch.beat(progress.step, "checkpoint")
+                checkpointer.save(progress)
+                saved = progress.step
+    watch.beat(progress.step, "last checkpoint")
+    if progress.step > saved:
+        checkpointer.save(progress)
+    checkpointer.close()
+    watch.ended(progress, last)
+    return progress
+
+
+def _loader(config: Config, engine: Engine, stages: Sequence[Stage], progress: Progress) -> Loader:
     samples = progress.tokens // config.data.seq_len  # seq_len may have changed since
     dp, dp_rank = engine.mesh.degrees.dp, engine.mesh.index("dp")
-    loader = train_loader(
+    return train_loader(
         config,
         stages,
         dp=dp,
@@ -43,52 +93,53 @@ def train(
         step=progress.step,
         pin=_pin(engine),
     )
-    with loader, RunLog(config, progress.step, enabled=engine.mesh.rank == 0) as log:
-        while progress.step < last:
-            started = time.perf_counter()
-            batch, _ = next(loader)
-            lr = learning_rate(config, progress.step)
-            result = engine.train_step(*_to_device(batch, engine), lr)
-            seconds = time.perf_counter() - started
-            step_tokens = config.train.global_batch * config.data.seq_len
-            progress = Progress(progress.step + 1, progress.tokens + step_tokens)
-            record = {
-                "step": progress.step,
-                "loss": result.loss,
-                "grad_norm": result.grad_norm,
-                "lr": lr,
-                "tokens": progress.tokens,
-                "tokens_per_second": step_tokens / seconds,
-                "step_seconds": seconds,
-            }
-            if problem := _not_finite(record):
-                checkpointer.close()  # every rank is here, and the save under way is still good
-                raise FloatingPointError(problem)
-            if config.train.check_every and progress.step % config.train.check_every == 0:
-                record |= check(engine)
-            if valid and _due(progress.step, config.eval.every, last):
-                record |= validation(config, engine, valid)
-            log.step(record)
-            if _due(progress.step, config.checkpoint.every or last, last):
-                checkpointer.save(progress)
-    checkpointer.close()
-    return progress
 
 
-def validation(config: Config, engine: Engine, valid: Sequence[Share]) -> dict[str, float]:
-    """valid_loss, the mean over the corpora by weight; of several also each valid_loss/NAME."""
-    losses = {share.name: evaluate(config, engine, share) for share in valid}
+def _step(
+    config: Config, engine: Engine, loader: Loader, progress: Progress
+) -> tuple[Progress, dict[str, float]]:
+    """One step: how far the run is after it, and its metrics."""
+    started = time.perf_counter()
+    batch, _ = next(loader)
+    lr = learning_rate(config, progress.step)
+    result = engine.train_step(*_to_device(batch, engine), lr)
+    seconds = time.perf_counter() - started
+    step_tokens = config.train.global_batch * config.data.seq_len
+    progress = Progress(progress.step + 1, progress.tokens + step_tokens)
+    return progress, {
+        "step": progress.step,
+        "loss": result.loss,
+        "grad_norm": result.grad_norm,
+        "lr": lr,
+        "tokens": progress.tokens,
+        "tokens_per_second": step_tokens / seconds,
+        "step_seconds": seconds,
+    }
+
+
+def validation(
+    config: Config, engine: Engine, valid: Sequence[Share], watch: Watch
+) -> dict[str, float]:
+    """valid_loss, the mean over the corpora by weight; of several also each valid_loss/NAME.
+
+    Raises:
+        Interrupted: on every rank, when ``watch`` ends the run before the last batch.
+    """
+    losses = {share.name: evaluate(config, engine, share, watch) for share in valid}
     total = sum(share.weight for share in valid)
     mean = sum(losses[share.name] * share.weight for share in valid) / total
     each = {f"valid_loss/{name}": loss for name, loss in losses.items()} if len(valid) > 1 else {}
     return {"valid_loss": mean} | each
 
 
-def evaluate(config: Config, engine: Engine, share: Share) -> float:
+def evaluate(config: Config, engine: Engine, share: Share, watch: Watch) -> float:
     """Mean loss on a corpus over eval.steps global batches, always the same ones."""
     dp, dp_rank = engine.mesh.degrees.dp, engine.mesh.index("dp")
-    batches = eval_batches(config, share, dp=dp, dp_rank=dp_rank, pin=_pin(engine))
-    losses = [engine.evaluate(*_to_device(batch, engine)) for batch in batches]
+    losses = []
+    for batch in eval_batches(config, share, dp=dp, dp_rank=dp_rank, pin=_pin(engine)):
+        if watch.ends(watch.step, f"evaluation on {share.name}", engine.mesh.device):
+            raise Interrupted
+        losses.append(engine.evaluate(*_to_device(batch, engine)))
     return sum(losses) / len(losses)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 import tempfile
 import time
@@ -56,10 +57,25 @@ class RunLog:
     ``metrics.jsonl`` holds one object per step: step, loss, grad_norm, lr, tokens,
     tokens_per_second, step_seconds, and valid_loss where the step was evaluated, unit_error where
     it was checked. Steps after ``resumed_at``, written by an attempt that died, are dropped.
+
+    Args:
+        config: the run's.
+        resumed_at: steps done before.
+        enabled: on rank 0.
+        owed: whether the record of that last step is still to come.
+        ends_at: when a time limit ends the run, in seconds since 1970.
     """
 
-    def __init__(self, config: Config, resumed_at: int, *, enabled: bool) -> None:
-        self.config, self.enabled = config, enabled
+    def __init__(
+        self,
+        config: Config,
+        resumed_at: int,
+        *,
+        enabled: bool,
+        owed: bool = False,
+        ends_at: float = math.inf,
+    ) -> None:
+        self.config, self.enabled, self.ends_at = config, enabled, ends_at
         self.sinks: list[Sink] = []
         self.closers: list[Callable[[], None]] = []
         if not enabled:
@@ -67,9 +83,9 @@ class RunLog:
         folder = Path(config.logging.dir)
         folder.mkdir(parents=True, exist_ok=True)
         save_config(config, folder / "config.yaml")
-        self._add_jsonl(folder / "metrics.jsonl", resumed_at)
+        self._add_jsonl(folder / "metrics.jsonl", resumed_at - owed)
         if config.logging.tensorboard:
-            self._add_tensorboard(folder / "tensorboard", resumed_at)
+            self._add_tensorboard(folder / "tensorboard", resumed_at - owed)
         if config.logging.wandb_project:
             self._add_wandb(config.logging.wandb_project)
         self._add_progress(resumed_at)
@@ -127,7 +143,7 @@ class RunLog:
             self.sinks.append(_Bar(bar))
             self.closers.append(bar.close)
         else:
-            self.sinks.append(_Lines(steps, self.config.logging.every))
+            self.sinks.append(_Lines(steps, self.config.logging.every, self.ends_at))
 
 
 class _Bar:
@@ -148,8 +164,8 @@ class _Bar:
 class _Lines:
     """One line every few steps, and for every evaluation."""
 
-    def __init__(self, steps: int, every: int) -> None:
-        self.steps, self.every = steps, every
+    def __init__(self, steps: int, every: int, ends_at: float) -> None:
+        self.steps, self.every, self.ends_at = steps, every, ends_at
         self.started, self.done = time.monotonic(), 0
 
     def __call__(self, record: Record) -> None:
@@ -157,7 +173,10 @@ class _Lines:
         step = int(record["step"])
         if step % self.every == 0 or step == self.steps or "valid_loss" in record:
             left = (time.monotonic() - self.started) / self.done * (self.steps - step)
-            print(f"{_line(record, self.steps)}, {_clock(left)} left", flush=True)
+            words = [_line(record, self.steps), f"{_clock(left)} left"]
+            if self.ends_at < math.inf:
+                words.append(f"time limit in {_clock(max(0.0, self.ends_at - time.time()))}")
+            print(f"{time.strftime('%F %T')}  {', '.join(words)}", flush=True)
 
 
 def _line(record: Record, steps: int) -> str:

@@ -2,7 +2,14 @@ import pytest
 import torch
 
 from megatron_ngpt.mesh import launch, mpi
-from megatron_ngpt.mesh.launch import Launch, pick_device, read_launch, without_local_rank
+from megatron_ngpt.mesh.launch import (
+    Job,
+    Launch,
+    pick_device,
+    read_job,
+    read_launch,
+    without_local_rank,
+)
 
 MEETING = {"MASTER_ADDR": "node7", "MASTER_PORT": "29501"}
 TORCHRUN = {"RANK": "5", "WORLD_SIZE": "8", "LOCAL_RANK": "1"}
@@ -64,6 +71,14 @@ def test_missing_mpi4py_is_told_with_both_ways_out(monkeypatch):
     monkeypatch.setattr(mpi, "require", refuse)
     with pytest.raises(ModuleNotFoundError, match=r"mpi4py.* set MASTER_ADDR .* mpi"):
         read_launch(OPEN_MPI)
+
+
+def test_job():
+    slurm = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-2]"}
+    assert read_job({}) == Job()
+    assert read_job(slurm) == Job("17", 0, "n[1-2]")
+    again = {**slurm, "SLURM_RESTART_COUNT": "2", "SLURM_JOB_END_TIME": "1700000000"}
+    assert read_job(again) == Job("17", 2, "n[1-2]", 1700000000.0)
 
 
 def test_without_local_rank():

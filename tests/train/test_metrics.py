@@ -78,7 +78,9 @@ def test_lines_without_a_terminal(tmp_path, capfd):
         log.step(record(20))
     lines = capfd.readouterr().out.splitlines()
     assert lines[0] == "resumed at step 10 of 20"
-    assert [line.split(",")[0] for line in lines[1:]] == [f"step {n}/20" for n in (12, 13, 16, 20)]
+    assert [line[21:].split(",")[0] for line in lines[1:]] == [
+        f"step {n}/20" for n in (12, 13, 16, 20)
+    ]
     assert "valid_loss 2.5000" in lines[2]
     for line in (lines[1], lines[3], lines[4]):
         assert "valid_loss" not in line

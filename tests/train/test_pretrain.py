@@ -31,7 +31,7 @@ def test_the_main_job_with_a_stop_and_a_resume(toy_corpus, tmp_path):
     lines = second.out.splitlines()
     assert lines[0].endswith("2 ranks = pp 1 x dp 2 x cp 1 x tp 1"), second
     after = lines[lines.index("resumed at step 4 of 8") + 1 :]
-    assert [line.split(",")[0] for line in after] == ["step 6/8", "step 8/8"]
+    assert [line[21:].split(",")[0] for line in after] == ["step 6/8", "step 8/8"]
 
     records = metrics(folder)
     assert [record["step"] for record in records] == list(range(1, 9))

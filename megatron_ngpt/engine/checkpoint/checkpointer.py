@@ -14,6 +14,7 @@ import torch.distributed.checkpoint as dcp
 import yaml
 
 from megatron_ngpt.config import Config, save_config
+from megatron_ngpt.engine.checkpoint.durable import DamagedCheckpoint, write_durably
 from megatron_ngpt.engine.checkpoint.folder import (
     LATEST,
     STATE,
@@ -26,12 +27,7 @@ from megatron_ngpt.engine.checkpoint.folder import (
     read_progress,
     set_aside,
 )
-from megatron_ngpt.engine.checkpoint.index import (
-    DamagedCheckpoint,
-    check_files,
-    read_index,
-    write_durably,
-)
+from megatron_ngpt.engine.checkpoint.index import check_files, read_index
 from megatron_ngpt.engine.checkpoint.planner import Boxes, BoxLoadPlanner, BoxSavePlanner
 from megatron_ngpt.engine.checkpoint.state import (
     copies,

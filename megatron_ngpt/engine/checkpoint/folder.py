@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_ngpt.engine.checkpoint.index import (
-    NAME,
+from megatron_ngpt.engine.checkpoint.durable import (
+    INDEX,
     DamagedCheckpoint,
     sync_folder,
     write_durably,
@@ -34,6 +34,9 @@ class Progress:
     tokens: int = 0
     """Tokens of the training stream consumed."""
 
+    record: dict[str, float] = field(default_factory=dict)
+    """Metrics of the last step when its evaluation was cut short and is still owed, else empty."""
+
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints in a folder, newest first."""
@@ -47,7 +50,7 @@ def find_checkpoint(place: Path) -> Path:
     Raises:
         FileNotFoundError: there is none.
     """
-    if (place / NAME).is_file() or (place / STATE).is_file():
+    if (place / INDEX).is_file() or (place / STATE).is_file():
         return place
     for folder in (place, place / "checkpoints"):
         if found := checkpoints(folder):
@@ -64,7 +67,7 @@ def read_progress(checkpoint: Path) -> Progress:
     path = checkpoint / STATE
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-        return Progress(**{name: int(state[name]) for name in asdict(Progress())})
+        return Progress(int(state["step"]), int(state["tokens"]), dict(state.get("record", {})))
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise DamagedCheckpoint(f"{path}: {err!r}") from err
 

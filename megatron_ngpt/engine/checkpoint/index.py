@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -18,13 +17,10 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-NAME = "index.json"
+from megatron_ngpt.engine.checkpoint.durable import INDEX, DamagedCheckpoint, write_durably
+
 FORMAT = 1
 _CHUNK = 1 << 24
-
-
-class DamagedCheckpoint(Exception):
-    """A checkpoint whose files are not what was written; the message says which and how."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +72,7 @@ def write_index(folder: Path, metadata: Metadata, located: dict[MetadataIndex, L
     files = {name: asdict(found) for name, found in (facts | others).items()}
     content = {"format": FORMAT, "files": dict(sorted(files.items())), "tensors": tensors}
     content["crc32"] = checksum(content)
-    write_durably(folder / NAME, json.dumps(content, indent=1))
+    write_durably(folder / INDEX, json.dumps(content, indent=1))
 
 
 def checksum(content: dict) -> int:
@@ -97,7 +93,7 @@ def read_index(folder: Path) -> dict:
         DamagedCheckpoint: it is missing, or not what :func:`write_index` writes.
         ValueError: it is of another version's format.
     """
-    path = folder / NAME
+    path = folder / INDEX
     try:
         content: dict = json.loads(path.read_text(encoding="utf-8"))
         version, claimed = int(content["format"]), int(content.pop("crc32"))
@@ -141,20 +137,3 @@ def check_files(folder: Path, names: Iterable[str], content: dict, checksums: bo
             raise DamagedCheckpoint(f"{path} has {size} bytes, {expected.size} were written")
         if checksums and facts_of(path) != expected:
             raise DamagedCheckpoint(f"{path}: its content is not what was written (checksum)")
-
-
-def write_durably(path: Path, text: str) -> None:
-    """Write a small file so that it survives a power failure once renamed into place."""
-    with path.open("w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-
-
-def sync_folder(folder: Path) -> None:
-    """Make the names in a folder durable."""
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

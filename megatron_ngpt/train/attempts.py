@@ -1,0 +1,186 @@
+"""``attempts.jsonl``: every start of a run, how far it came and why it ended. Without torch.
+
+A line adds what became known of an attempt; the lines of one number together are the attempt.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import traceback
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from megatron_ngpt.engine.checkpoint.folder import checkpoints
+
+FILE = "attempts.jsonl"
+METRICS = "metrics.jsonl"
+TROUBLE = "trouble"
+"""Folder of the stacks and tracebacks of the attempt that runs."""
+
+REFUSED = (ValueError, FileNotFoundError, ModuleNotFoundError)
+"""What is wrong with what was asked, not with how it went: to start again does not help."""
+
+_LOST = ("Connection closed by peer", "Connection reset by peer", "NCCL", "Broken pipe")
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """One start of a run; times are seconds since 1970."""
+
+    number: int
+    started: float = 0.0
+    job: str = ""
+    restarts: int = 0
+    nodes: str = ""
+    ranks: int = 0
+    checkpoints: str = ""
+    """Folder of the checkpoints."""
+    resumed_at: int = -1
+    """Steps done when it began to train; -1 when it did not come so far."""
+    first_step: float = 0.0
+    """When it had done its first step; 0 when it did none."""
+    ended: float = 0.0
+    """When it ended, or last showed life if it could not tell."""
+    step: int = -1
+    """Steps done when it ended."""
+    saved: int = 0
+    """Step of the newest checkpoint when it ended."""
+    reason: str = ""
+    """done, signal, walltime, refused, error, rank died, hang, killed, never started; "" while it
+    runs."""
+    detail: str = ""
+
+
+def read_attempts(run_dir: Path) -> list[Attempt]:
+    """All attempts of a run, oldest first; none when it has no such file."""
+    found: dict[int, dict[str, Any]] = {}
+    path = run_dir / FILE
+    text = path.read_text(encoding="utf-8") if path.exists() else ""
+    for line in text.splitlines():
+        with suppress(ValueError):  # half a line of a killed process
+            facts = json.loads(line)
+            found.setdefault(facts["number"], {}).update(facts)
+    return [Attempt(**facts) for _, facts in sorted(found.items())]
+
+
+def add(run_dir: Path, number: int, **facts: Any) -> None:
+    """Write what became known of an attempt."""
+    path = run_dir / FILE
+    with path.open("a+b") as stream:
+        torn = stream.tell() and path.read_bytes()[-1:] != b"\n"
+        stream.write(b"\n" * bool(torn) + json.dumps({"number": number, **facts}).encode() + b"\n")
+
+
+def begin(run_dir: Path, **facts: Any) -> int:
+    """Open the next attempt, and close the one before if it could not; returns its number."""
+    run_dir.mkdir(parents=True, exist_ok=True)
+    close_dead(run_dir)
+    attempts = read_attempts(run_dir)
+    number = attempts[-1].number + 1 if attempts else 1
+    add(run_dir, number, started=time.time(), **facts)
+    return number
+
+
+def close_dead(run_dir: Path) -> None:
+    """Find out how the last attempt ended, if it did not tell itself and runs no more."""
+    attempts = read_attempts(run_dir)
+    if not attempts or attempts[-1].reason:
+        return
+    found = closed(run_dir, attempts[-1])
+    known = ("ended", "step", "saved", "reason", "detail")
+    add(run_dir, found.number, **{name: getattr(found, name) for name in known})
+    if (run_dir / TROUBLE).exists():
+        (run_dir / TROUBLE).rename(run_dir / f"{TROUBLE}_attempt_{found.number:04d}")
+
+
+def closed(run_dir: Path, last: Attempt) -> Attempt:
+    """The last attempt with what its traces tell about its end."""
+    records, path = read_metrics(run_dir), run_dir / METRICS
+    reason, detail = _cause(run_dir / TROUBLE)
+    return replace(
+        last,
+        ended=max(path.stat().st_mtime if path.exists() else 0.0, last.started),
+        step=max([last.resumed_at, *(int(record["step"]) for record in records[-1:])]),
+        saved=newest(last),
+        reason=reason,
+        detail=detail,
+    )
+
+
+def newest(attempt: Attempt) -> int:
+    """Step of the newest checkpoint of a run, 0 when there is none."""
+    found = checkpoints(Path(attempt.checkpoints)) if attempt.checkpoints else []
+    return int(found[0].name.rpartition("_")[2]) if found else 0
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, float]]:
+    """Every record of a run's ``metrics.jsonl``."""
+    path = run_dir / METRICS
+    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
+    found = []
+    for line in lines:
+        with suppress(ValueError):  # half a line of a killed process
+            found.append(json.loads(line))
+    return found
+
+
+def _cause(trouble: Path) -> tuple[str, str]:
+    """Reason and detail from the first lines of what the ranks left behind."""
+    if stacks := _first_lines(trouble, "*.stack"):
+        return "hang", "; ".join(stacks[:4])
+    errors = _first_lines(trouble, "*.error")
+    causes = [line for line in errors if not any(word in line for word in _LOST)]
+    if not causes:  # only that another rank answers no more
+        return ("rank died", errors[0]) if errors else ("killed", "")
+    refused = any(f": {error.__name__}: " in causes[0] for error in REFUSED)
+    return "refused" if refused else "error", causes[0]
+
+
+def _first_lines(folder: Path, pattern: str) -> list[str]:
+    """Of all files that match, the oldest first."""
+    found = sorted(folder.glob(pattern), key=lambda path: path.stat().st_mtime)
+    texts = [path.read_text(encoding="utf-8", errors="replace") for path in found]
+    return [text.partition("\n")[0] for text in texts if text]
+
+
+class AttemptRecord:
+    """Records the attempt that this process is part of, as a context manager.
+
+    Rank 0 writes ``attempts.jsonl``; any rank that ends by an error leaves it with its traceback
+    in ``trouble/rank_00000.error``.
+
+    Args:
+        run_dir: the run's folder.
+        rank: this process's.
+        facts: fields of :class:`Attempt` that are known from the start.
+    """
+
+    def __init__(self, run_dir: Path, rank: int, **facts: Any) -> None:
+        self.run_dir, self.rank = run_dir, rank
+        self.number = begin(run_dir, **facts) if rank == 0 else 0
+
+    def note(self, **facts: Any) -> None:
+        """Write what became known, on rank 0."""
+        if self.rank == 0:
+            add(self.run_dir, self.number, **facts)
+
+    def __enter__(self) -> AttemptRecord:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if isinstance(error, Exception):
+            folder = self.run_dir / TROUBLE
+            folder.mkdir(parents=True, exist_ok=True)
+            first = f"rank {self.rank}: {type(error).__name__}: {' '.join(str(error).split())}"
+            lines = "".join(traceback.format_exception(kind, error, trace))
+            path = folder / f"rank_{self.rank:05d}.error"
+            path.write_text(f"{first}\n\n{lines}", encoding="utf-8")

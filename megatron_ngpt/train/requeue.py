@@ -1,0 +1,77 @@
+"""Whether a job that ended shall start again, from what its attempts left. Without torch."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+from megatron_ngpt.train.attempts import Attempt, add, begin, close_dead, read_attempts
+
+ASKED = ("signal", "walltime")
+"""Reasons for which a run ends saved, to go on later."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What a batch script does next."""
+
+    action: Literal["done", "requeue", "give up"]
+    why: str
+
+
+def decide(run_dir: Path, job: str, restarts: int, exit_code: int, tries: int) -> Decision:
+    """Close the attempt that just ended and decide.
+
+    Args:
+        run_dir: the run's folder.
+        job: number of the job, the same over its restarts.
+        restarts: how often it was requeued so far.
+        exit_code: of the launcher, for an attempt that left nothing behind.
+        tries: attempts in a row without a new checkpoint after which to give up.
+    """
+    close_dead(run_dir)
+    mine = [a for a in read_attempts(run_dir) if a.job == job]
+    if not any(a.restarts == restarts for a in mine):
+        _never_started(run_dir, job, restarts, exit_code)
+        mine = [a for a in read_attempts(run_dir) if a.job == job]
+    last = mine[-1]
+    how = f"attempt {last.number} ended by {last.reason} after step {max(last.step, 0)}"
+    how += f" ({last.detail})" * bool(last.detail)
+    if last.reason == "done":
+        return Decision("done", f"done after step {last.step}")
+    if last.reason == "refused":
+        return Decision("give up", f"refused, which to start again does not change: {last.detail}")
+    if (failed := _without_progress(run_dir, mine)) >= tries:
+        return Decision(
+            "give up", f"{failed} attempts in a row without a new checkpoint, the last: {how}"
+        )
+    return Decision("requeue", f"{how}; goes on from step {last.saved}")
+
+
+def _never_started(run_dir: Path, job: str, restarts: int, exit_code: int) -> None:
+    before = read_attempts(run_dir)
+    number = begin(run_dir, job=job, restarts=restarts)
+    add(
+        run_dir,
+        number,
+        ended=time.time(),
+        saved=before[-1].saved if before else 0,
+        reason="never started",
+        detail=f"the launcher ended with exit code {exit_code}, see the job's output",
+    )
+
+
+def _without_progress(run_dir: Path, mine: Sequence[Attempt]) -> int:
+    """How many of a job's last attempts saved nothing newer than what was there before them."""
+    everyone = read_attempts(run_dir)
+    before = {a.number: b.saved for b, a in pairwise(everyone)}
+    count = 0
+    for attempt in reversed(mine):
+        if attempt.saved > before.get(attempt.number, 0):
+            break
+        count += 1
+    return count

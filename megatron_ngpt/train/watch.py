@@ -1,0 +1,67 @@
+"""What surrounds the steps of a run: when to end early, whether it stands still, what to record."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass, field
+
+import torch
+
+from megatron_ngpt.engine.checkpoint.folder import Progress
+from megatron_ngpt.train.attempts import AttemptRecord
+from megatron_ngpt.train.stop import Stop
+from megatron_ngpt.train.watchdog import Watchdog
+
+
+class Interrupted(Exception):
+    """All ranks agreed to end in the middle of an evaluation."""
+
+
+@dataclass
+class Watch:
+    """The loop tells it of every boundary between steps, evaluation batches and saves."""
+
+    stop: Stop = field(default_factory=Stop)
+    watchdog: Watchdog | None = None
+    attempt: AttemptRecord | None = None
+    ends_at: float = math.inf
+    """When the time limit ends the run, in seconds since 1970."""
+    step: int = 0
+    """Steps done."""
+    reason: str = ""
+    """Why all ranks agreed to end; "" while they did not."""
+    warm: bool = False
+    """Whether a step was done, so that none has to compile any more."""
+
+    def resumed(self, step: int) -> None:
+        """The run begins to train after this step."""
+        self._note(resumed_at=step)
+
+    def ends(self, step: int, doing: str, device: torch.device) -> bool:
+        """Whether all ranks end here, before ``doing`` what is next; collective."""
+        self.beat(step, doing)
+        self.reason = self.reason or self.stop.agreed(device)
+        return bool(self.reason)
+
+    def beat(self, step: int, doing: str) -> None:
+        """There was progress, and ``doing`` comes next."""
+        self.step = step
+        if self.watchdog:
+            self.watchdog.beat(step, doing, slow=not self.warm)
+
+    def stepped(self) -> None:
+        """A step was done."""
+        if not self.warm:
+            self.warm = True
+            self._note(first_step=time.time())
+
+    def ended(self, progress: Progress, last: int) -> None:
+        """The run ends by itself, everything saved."""
+        done = progress.step >= last and not progress.record
+        reason = "done" if done else self.reason
+        self._note(ended=time.time(), step=progress.step, saved=progress.step, reason=reason)
+
+    def _note(self, **facts: float | str) -> None:
+        if self.attempt:
+            self.attempt.note(**facts)

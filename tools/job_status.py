@@ -1,0 +1,106 @@
+"""How a run is doing: its attempts, what each failure cost, its speed, what a restart begins with.
+
+    python tools/job_status.py RUN_DIR
+    python tools/job_status.py RUN_DIR --decide --job ID [--restarts N --exit-code N --tries N]
+
+With ``--decide`` a batch script asks whether to requeue. Exit code 0: yes. 10: no, the run is done.
+11: no, it was refused, or fails again and again. Needs only Python and this package's own files.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from itertools import pairwise
+from pathlib import Path
+
+from megatron_ngpt.train.attempts import Attempt, closed, newest, read_attempts, read_metrics
+from megatron_ngpt.train.requeue import decide
+
+EXIT_CODES = {"requeue": 0, "done": 10, "give up": 11}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the status or the decision."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("run_dir", type=Path, help="logging.dir of the run")
+    parser.add_argument("--decide", action="store_true", help="whether to requeue the job")
+    parser.add_argument("--job", default="", help="number of the job")
+    parser.add_argument("--restarts", type=int, default=0, help="times it was requeued before")
+    parser.add_argument("--exit-code", type=int, default=0, help="of the launcher")
+    parser.add_argument("--tries", type=int, default=3, help="attempts without a new checkpoint")
+    options = parser.parse_args(argv)
+    if options.decide:
+        run = (options.job, options.restarts, options.exit_code, options.tries)
+        decision = decide(options.run_dir, *run)
+        print(f"{decision.action}: {decision.why}")
+        return EXIT_CODES[decision.action]
+    attempts = read_attempts(options.run_dir)
+    if not attempts:
+        print(f"job_status.py: {options.run_dir}: no run has started there", file=sys.stderr)
+        return 2
+    print("\n".join(status(options.run_dir, attempts)))
+    return 0
+
+
+def status(run_dir: Path, attempts: Sequence[Attempt]) -> Iterator[str]:
+    """The lines that a person reads."""
+    records = read_metrics(run_dir)
+    last = attempts[-1]
+    attempts = [*attempts[:-1], last if last.reason else closed(run_dir, last)]
+    yield "attempt  started              job     nodes            ranks  steps          ended by"
+    for attempt in attempts:
+        yield _row(attempt, running=attempt is not last and not last.reason)
+    yield ""
+    for before, after in pairwise(attempts):
+        yield f"restart {before.number} -> {after.number}: {cost(before, after)}"
+    for first, end, speed in _speeds(records):
+        yield f"steps {first} to {end}: {speed:.2f} steps/s"
+    yield f"newest checkpoint: step {newest(last)} in {last.checkpoints}"
+    yield _next(attempts[-1], last)
+
+
+def _row(attempt: Attempt, running: bool) -> str:
+    started = datetime.fromtimestamp(attempt.started).isoformat(" ", "seconds")
+    steps = f"{attempt.resumed_at} to {attempt.step}" if attempt.resumed_at >= 0 else "none"
+    reason = attempt.reason if not running else f"running, or {attempt.reason}"
+    return (
+        f"{attempt.number:<8} {started}  {attempt.job or '-':<7} {attempt.nodes or '-':<16} "
+        f"{attempt.ranks:<6} {steps:<14} {reason} {attempt.detail}".rstrip()
+    )
+
+
+def cost(before: Attempt, after: Attempt) -> str:
+    """Steps that had to be done again, and seconds from the end to the next new step."""
+    lost = max(before.step, 0) - after.resumed_at if after.resumed_at >= 0 else 0
+    if not after.first_step:
+        return f"{before.reason}, {lost} steps lost, no step since"
+    seconds = after.first_step - before.ended
+    return f"{before.reason}, {lost} steps lost, {seconds:.1f} s to the next step"
+
+
+def _speeds(records: Sequence[dict], parts: int = 5) -> Iterator[tuple[int, int, float]]:
+    """The run in equal parts of steps: first and last step, and steps per second of training."""
+    size = -(-len(records) // parts) or 1
+    for at in range(0, len(records), size):
+        part = records[at : at + size]
+        seconds = sum(record["step_seconds"] for record in part)
+        yield part[0]["step"], part[-1]["step"], len(part) / seconds
+
+
+def _next(seen: Attempt, last: Attempt) -> str:
+    if not last.reason:
+        quiet = time.time() - seen.ended
+        return f"last sign of life {quiet:.0f} s ago"
+    if last.reason == "done":
+        return "the run is done"
+    return f"the next start goes on from step {newest(last)}"
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
