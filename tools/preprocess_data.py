@@ -1,4 +1,8 @@
-"""Encode text files into the .bin/.idx pairs that training reads; flags as in Megatron-LM."""
+"""Encode text files into the .bin/.idx pairs that training reads; flags as in Megatron-LM.
+
+python tools/preprocess_data.py --input 'corpus/*.jsonl' --tokenizer-model M --output-prefix P
+mpirun -n 64 python tools/preprocess_data.py --mpi --input ...
+"""
 
 from __future__ import annotations
 
@@ -7,7 +11,9 @@ import signal
 import sys
 
 from megatron_ngpt.data.preprocess import PreprocessJob, Summary, preprocess
-from megatron_ngpt.data.records import READERS
+from megatron_ngpt.data.preprocess.job import SHARD_MB
+from megatron_ngpt.data.sources import FORMATS
+from megatron_ngpt.mesh.mpi import Team
 
 # Megatron's names for one and the same thing.
 TOKENIZER_TYPES = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
@@ -17,36 +23,63 @@ def main() -> int:
     """Run the job and print what came of it; 1 when it was refused."""
     options = vars(_options())
     del options["tokenizer_type"]
+    mpi = options.pop("mpi")
     job = PreprocessJob(
         inputs=options.pop("input"), tokenizer=options.pop("tokenizer_model"), **options
     )
     # By default SIGTERM would leave the temporary files behind.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    team = None
     try:
-        _show(preprocess(job, report=lambda line: print(line, file=sys.stderr)))
-    except (ValueError, OSError, ModuleNotFoundError) as err:
-        print(f"error: {err}", file=sys.stderr)
-        return 1
+        team = Team() if mpi else None
+        summary = preprocess(job, _tell, team)
+    except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as err:
+        return _first_tells(team, f"error: {err}", 1)
     except KeyboardInterrupt:
-        print("interrupted; nothing was written", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return _first_tells(team, "interrupted; no pair was written", 128 + signal.SIGINT)
+    if not (team and team.rank):
+        _show(summary)
     return 0
+
+
+def _tell(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def _first_tells(team: Team | None, line: str, code: int) -> int:
+    """Every rank ends for the same reason; one says it."""
+    if not (team and team.rank):
+        _tell(line)
+    return code
 
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Encode text files into PREFIX_<key>_document.bin and .idx for training.",
-        epilog="Exit codes: 0 done; 1 refused, with a message, and no pair is written; 2 wrong "
-        "usage; 130 or 143 interrupted or terminated.",
+        epilog="The same command again goes on where an interrupted one stopped. Exit codes: 0 "
+        "done; 1 refused, with a message, and no pair is written; 2 wrong usage; 130 or 143 "
+        "interrupted or terminated.",
     )
     add = parser.add_argument
     add(
-        "--input", nargs="+", required=True, metavar="FILE", help="files or globs, ** for any depth"
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="files (also .gz .bz2 .xz .zst), URLs, folders, globs (** for any depth), - for stdin",
     )
     add(
-        "--output-prefix", required=True, metavar="PREFIX", help="output path up to _<key>_document"
+        *("--output-prefix", "--output_prefix"),
+        required=True,
+        metavar="PREFIX",
+        help="output path up to _<key>_document",
     )
-    add("--tokenizer-model", required=True, metavar="FILE", help="SentencePiece .model file")
+    add(
+        *("--tokenizer-model", "--tokenizer"),
+        required=True,
+        metavar="FILE",
+        help="SentencePiece .model file",
+    )
     add(
         "--tokenizer-type",
         choices=TOKENIZER_TYPES,
@@ -56,16 +89,23 @@ def _options() -> argparse.Namespace:
     add("--append-eod", action="store_true", help="end every document with the tokenizer's </s>")
     add(
         "--format",
-        choices=tuple(READERS),
+        choices=FORMATS,
         default="jsonl",
-        help="a JSON object a line, or plain text files of one document each [%(default)s]",
+        help="a JSON object a line, plain text, or Parquet, a document a row [%(default)s]",
     )
     add(
-        "--json-keys",
+        *("--json-keys", "--json_keys"),
         nargs="+",
         default=["text"],
         metavar="KEY",
-        help="keys of the JSON objects that hold text; each gives a pair of its own [text]",
+        help="keys or columns that hold text; each gives a pair of its own [text]",
+    )
+    add(
+        "--separator",
+        type=lambda word: word.encode().decode("unicode_escape"),
+        default="",
+        metavar="TEXT",
+        help="what stands between documents of plain text, \\n allowed [a file is a document]",
     )
     add(
         "--on-error",
@@ -79,7 +119,28 @@ def _options() -> argparse.Namespace:
         default="auto",
         help="auto: gigatoken where it gives sentencepiece's ids, else sentencepiece [%(default)s]",
     )
-    add("--workers", type=int, default=0, metavar="N", help="encoding threads [one per core]")
+    add(
+        "--workers",
+        type=int,
+        default=0,
+        metavar="N",
+        help="encoding threads of each process [all processes together one per core]",
+    )
+    add(
+        "--processes",
+        type=int,
+        default=1,
+        metavar="N",
+        help="processes on this machine, for more cores than one reader feeds, about 8 [1]",
+    )
+    add("--mpi", action="store_true", help="mpirun or srun started the processes of this job")
+    add(
+        "--shard-mb",
+        type=float,
+        default=SHARD_MB,
+        metavar="N",
+        help="MB of input that a process does at a time and an interruption can cost [%(default)s]",
+    )
     add(
         "--log-interval",
         type=int,
@@ -98,8 +159,8 @@ def _show(summary: Summary) -> None:
         print(f"left out: {count} {reason}")
     for refusal in summary.first_refusals:
         print(f"  {refusal}")
-    if summary.refused.total() > len(summary.first_refusals):
-        print("  ...")
+    if summary.refusals:
+        print(f"  all in {summary.refusals}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,8 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
-from megatron_ngpt.data.records import READERS, Refusal, find_files
+from megatron_ngpt.data.sources import FORMATS, Piece, Refusal, find_sources, read_piece
+from megatron_ngpt.data.sources.readers import ENDINGS
 from megatron_ngpt.data.tokenizer import SentencePieceTokenizer, train_tokenizer
 
 
@@ -51,15 +52,19 @@ def _options() -> argparse.Namespace:
     )
     add = parser.add_argument
     add(
-        "--input", nargs="+", required=True, metavar="FILE", help="files or globs, ** for any depth"
+        "--input",
+        nargs="+",
+        required=True,
+        metavar="FILE",
+        help="files (also .gz .bz2 .xz .zst), URLs, folders, globs (** for any depth), - for stdin",
     )
     add("--output", required=True, metavar="FILE.model", help="where the tokenizer goes")
     add("--vocab-size", type=int, required=True, metavar="N", help="pieces, 256 bytes included")
     add(
         "--format",
-        choices=tuple(READERS),
+        choices=FORMATS,
         default="jsonl",
-        help="a JSON object a line, or plain text files of one document each [%(default)s]",
+        help="a JSON object a line, plain text, or Parquet, a document a row [%(default)s]",
     )
     add("--json-key", default="text", metavar="KEY", help="key that holds text [%(default)s]")
     add(
@@ -101,9 +106,9 @@ def _options() -> argparse.Namespace:
 
 def _texts(options: argparse.Namespace, refused: Counter[str]) -> Iterator[str]:
     """Documents of all files, with a bar over the files in a terminal."""
-    read = READERS[options.format]
-    for path in tqdm(find_files(options.input), unit="file", disable=None, leave=False):
-        for record in read(path, [options.json_key]):
+    sources = find_sources(options.input, ENDINGS[options.format])
+    for source in tqdm(sources, unit="file", disable=None, leave=False):
+        for record in read_piece(Piece(source.path), options.format, [options.json_key]):
             if not isinstance(record, Refusal):
                 yield record.texts[0].decode()
             elif options.on_error == "skip":

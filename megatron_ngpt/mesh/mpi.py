@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import time
+from typing import Any
 
 from megatron_ngpt.extras import require
 
@@ -28,3 +31,42 @@ def agree_on_address(rank: int) -> tuple[str, int]:
     address, port = everyone.bcast(place, root=0)
     mpi.Finalize()
     return address, port
+
+
+class Team:
+    """All processes that mpirun or srun has started, for jobs that need MPI and no tensors.
+
+    Waiting for the others leaves the core to them.
+
+    Attributes:
+        rank, size: of this process, and of all.
+        mates: processes, this one included, that may run on just the same cores of this host.
+
+    Raises:
+        ModuleNotFoundError: mpi4py is missing.
+    """
+
+    def __init__(self) -> None:
+        mpi = require("mpi4py.MPI", "mpi", "--mpi")
+        self._everyone = mpi.COMM_WORLD
+        self.rank, self.size = self._everyone.Get_rank(), self._everyone.Get_size()
+        host = self._everyone.Split_type(mpi.COMM_TYPE_SHARED)
+        cores = host.allgather(frozenset(os.sched_getaffinity(0)))
+        self.mates = cores.count(cores[host.Get_rank()])
+
+    def share(self, value: Any) -> Any:
+        """Rank 0's value, on every rank (collective)."""
+        self._wait()
+        return self._everyone.bcast(value, root=0)
+
+    def collect(self, value: Any) -> list[Any]:
+        """Every rank's value by rank, on every rank (collective)."""
+        self._wait()
+        found: list[Any] = self._everyone.allgather(value)
+        return found
+
+    def _wait(self) -> None:
+        # MPI's own waiting keeps a core busy
+        barrier = self._everyone.Ibarrier()
+        while not barrier.Test():
+            time.sleep(0.02)

@@ -94,7 +94,7 @@ class IndexedDataset:
         Raises:
             ValueError: naming the first sequence or document that is wrong.
         """
-        for part in _chunks(self.sequence_count):
+        for part in chunks(self.sequence_count):
             lengths = self.lengths[part].astype(np.int64)
             starts = self.pointers[part.start : part.stop + 1]
             ends = starts[: len(lengths)] + lengths * self.dtype.itemsize
@@ -103,7 +103,7 @@ class IndexedDataset:
             wrong[: len(starts) - 1] |= starts[1:] != ends[: len(starts) - 1]
             if wrong.any():
                 self._report_sequence(part.start + int(wrong.argmax()))
-        for part in _chunks(self.document_count):
+        for part in chunks(self.document_count):
             firsts = self.document_index[part.start : part.stop + 1]
             wrong = firsts[1:] < firsts[:-1]
             if wrong.any():
@@ -137,6 +137,7 @@ class IndexedDataset:
             raise corrupt(self._idx_path, where, f"one from {first} to {last}")
 
 
-def _chunks(count: int) -> Iterator[slice]:
+def chunks(count: int) -> Iterator[slice]:
+    """[0, count) in slices that bound the memory of whoever walks a table."""
     for start in range(0, count, _CHUNK):
         yield slice(start, min(start + _CHUNK, count))

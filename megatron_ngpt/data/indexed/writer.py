@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
+import zlib
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -20,9 +21,10 @@ from megatron_ngpt.data.indexed.format import (
     dtype_code,
     pair,
 )
+from megatron_ngpt.data.indexed.reader import IndexedDataset, chunks
 
-_CHUNK = 1 << 16
 _BUFFER = 1 << 20
+_BLOCK = 1 << 22
 
 
 class IndexedWriter:
@@ -37,16 +39,20 @@ class IndexedWriter:
     Args:
         prefix: path without ``.bin`` and ``.idx``, in a folder that exists.
         dtype: type of one token; see ``dtype_for``.
+        checksum: whether to reckon checksums of the files.
 
     Attributes:
         sequence_count, document_count, token_count: what has been added so far.
+        checksums: CRC-32 of the complete files by their endings, in hexadecimal; empty before.
 
     Raises:
         ValueError: when dtype is none of the format's integer types.
     """
 
-    def __init__(self, prefix: str | Path, dtype: DTypeLike) -> None:
-        self.dtype = np.dtype(dtype)
+    def __init__(self, prefix: str | Path, dtype: DTypeLike, checksum: bool = False) -> None:
+        self.prefix, self.dtype = str(prefix), np.dtype(dtype)
+        self.checksums: dict[str, str] = {}
+        self._checksum, self._tokens_crc = checksum, 0
         dtype_code(self.dtype)
         self.sequence_count = self.document_count = self.token_count = 0
         self._bin_path, self._idx_path = pair(prefix)
@@ -103,16 +109,65 @@ class IndexedWriter:
         sequences = np.asarray(lengths, np.int64)
         self._append(np.asarray(tokens), sequences, np.ones(sequences.size, np.int64))
 
+    def add_dataset(self, dataset: IndexedDataset, watch: Callable[[int], object] = int) -> None:
+        """Add all documents of another pair, in bounded memory.
+
+        Args:
+            dataset: the pair.
+            watch: told the bytes of each block of tokens that has been copied.
+
+        Raises:
+            ValueError: when an id does not fit the dtype.
+        """
+        before = self.sequence_count
+        for part in chunks(dataset.sequence_count):
+            self._write_lengths(dataset.lengths[part])
+        for part in chunks(dataset.document_count):
+            ends = dataset.document_index[part.start + 1 : part.stop + 1]
+            self._write_ends(before + ends)
+        # Not through the map: its pages would count as this process' memory.
+        with open(f"{dataset.prefix}.bin", "rb", buffering=0) as tokens:
+            while block := tokens.read(_BLOCK):
+                self._write_tokens(np.frombuffer(block, dataset.dtype))
+                watch(len(block))
+
+    def add_long_document(self, parts: Iterable[ArrayLike]) -> None:
+        """Add one document that comes in parts, none of which is kept.
+
+        Args:
+            parts: [tokens] each, the document's ids one after another.
+
+        Raises:
+            ValueError: when an id does not fit the dtype.
+        """
+        before, first = self.token_count, self.sequence_count
+        for ids in parts:
+            self._write_tokens(np.asarray(ids))
+        count, largest = self.token_count - before, np.iinfo(LENGTH).max
+        self._write_lengths(np.array([largest] * (count // largest) + [count % largest]))
+        self._write_ends(np.array([first + 1 + count // largest]))
+
     def _append(self, tokens: np.ndarray, lengths: np.ndarray, per_document: np.ndarray) -> None:
         _check_lengths(tokens, lengths)
-        ids = self._encode(tokens)
         ends = self.sequence_count + np.cumsum(per_document)
+        self._write_tokens(tokens)
+        self._write_lengths(lengths)
+        self._write_ends(ends)
+
+    def _write_tokens(self, tokens: np.ndarray) -> None:
+        ids = self._encode(tokens)
         self._bin.write(ids.data)
-        self._idx.write(lengths.astype(LENGTH).data)
-        self._documents.write(ends.astype(OFFSET).data)
+        if self._checksum:
+            self._tokens_crc = zlib.crc32(ids.data, self._tokens_crc)
         self.token_count += ids.size
+
+    def _write_lengths(self, lengths: np.ndarray) -> None:
+        self._idx.write(lengths.astype(LENGTH).data)
         self.sequence_count += lengths.size
-        self.document_count += per_document.size
+
+    def _write_ends(self, ends: np.ndarray) -> None:
+        self._documents.write(ends.astype(OFFSET).data)
+        self.document_count += ends.size
 
     def _encode(self, tokens: np.ndarray) -> np.ndarray:
         if tokens.size and not np.can_cast(tokens.dtype, self.dtype):
@@ -131,6 +186,9 @@ class IndexedWriter:
         for file in (self._bin, self._idx):
             file.flush()
             os.fsync(file.fileno())
+        if self._checksum:
+            index = crc32_of(self._temporaries[1])
+            self.checksums = {".bin": f"{self._tokens_crc:08x}", ".idx": index}
         # An old index beside new tokens would look like a pair, so it goes before they come.
         self._idx_path.unlink(missing_ok=True)
         _rename(self._temporaries[0], self._bin_path)
@@ -140,9 +198,8 @@ class IndexedWriter:
         """Add pointers and document index after the lengths, then the header that counts them."""
         self._idx.flush()
         position = 0
-        for start in range(0, self.sequence_count, _CHUNK):
-            count = min(_CHUNK, self.sequence_count - start)
-            offset = HEADER_SIZE + start * LENGTH.itemsize
+        for part in chunks(self.sequence_count):
+            count, offset = part.stop - part.start, HEADER_SIZE + part.start * LENGTH.itemsize
             lengths = np.fromfile(self._temporaries[1], LENGTH, count, offset=offset)
             sizes = lengths.astype(OFFSET) * self.dtype.itemsize
             ends = position + np.cumsum(sizes)
@@ -152,6 +209,15 @@ class IndexedWriter:
         shutil.copyfileobj(self._documents, self._idx, _BUFFER)
         self._idx.seek(0)
         self._idx.write(Header(self.dtype, self.sequence_count, self.document_count).pack())
+
+
+def crc32_of(path: Path) -> str:
+    """A file's CRC-32 in hexadecimal; reads all of it."""
+    crc = 0
+    with path.open("rb", buffering=0) as file:
+        while block := file.read(_BLOCK):
+            crc = zlib.crc32(block, crc)
+    return f"{crc:08x}"
 
 
 def _check_lengths(tokens: np.ndarray, lengths: np.ndarray) -> None:

@@ -1,23 +1,19 @@
+import gzip
 import json
+import random
 
 import pytest
 
-from megatron_ngpt.data.records import (
-    Document,
-    Refusal,
-    find_files,
-    in_batches,
-    read_jsonl,
-    read_text,
-)
+from megatron_ngpt.data.sources import Document, Piece, Refusal, in_batches, read_piece
+from megatron_ngpt.data.sources.jsonl import lines_before
 
 GOOD = b'{"text": "good"}\n'
 
 
-def records_of(tmp_path, content, keys=("text",), read=read_jsonl):
+def records_of(tmp_path, content, keys=("text",), format="jsonl", separator=""):
     path = tmp_path / "input"
     path.write_bytes(content)
-    return list(read(path, keys))
+    return list(read_piece(Piece(str(path)), format, keys, separator))
 
 
 @pytest.mark.parametrize(
@@ -80,45 +76,16 @@ def test_several_keys_come_in_the_order_asked_for(tmp_path):
 
 def test_plain_text_is_one_document(tmp_path):
     content = "line 1\r\n\n\u00e9 \0".encode()
-    assert records_of(tmp_path, content, read=read_text) == [
-        Document(tmp_path / "input", 1, len(content), (content,))
+    assert records_of(tmp_path, content, format="text") == [
+        Document(str(tmp_path / "input"), 1, len(content), (content,))
     ]
 
 
 def test_unusable_plain_text_is_named(tmp_path):
-    (refusal,) = records_of(tmp_path, b"1\n2\n\xff", read=read_text)
+    (refusal,) = records_of(tmp_path, b"1\n2\n\xff", format="text")
     assert refusal[1:] == (3, 5, "invalid UTF-8", "byte 4: invalid start byte")
-    (refusal,) = records_of(tmp_path, b"", read=read_text)
+    (refusal,) = records_of(tmp_path, b"", format="text")
     assert (refusal.line, refusal.reason) == (1, "empty text")
-
-
-def test_files_come_in_the_order_given_and_globs_sorted(tmp_path):
-    (tmp_path / "deep" / "er").mkdir(parents=True)
-    for name in ("b.txt", "a.txt", "deep/er/c.txt", "other.jsonl"):
-        (tmp_path / name).touch()
-    found = find_files([f"{tmp_path}/other.jsonl", f"{tmp_path}/**/*.txt"])
-    assert [path.name for path in found] == ["other.jsonl", "a.txt", "b.txt", "c.txt"]
-
-
-def test_a_name_with_brackets_is_a_name(tmp_path):
-    path = tmp_path / "part[1].jsonl"
-    path.touch()
-    assert find_files([str(path)]) == [path]
-
-
-@pytest.mark.parametrize(
-    ("names", "message"),
-    [
-        (["none*.jsonl"], "no such file"),
-        (["."], "give a glob"),
-        (["a.txt", "*.txt"], r"a\.txt was already given by 'a.txt'"),
-    ],
-)
-def test_input_that_cannot_be_meant(tmp_path, monkeypatch, names, message):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "a.txt").touch()
-    with pytest.raises(ValueError, match=message):
-        find_files(names)
 
 
 def test_batches_keep_every_record_and_its_order(tmp_path):
@@ -131,5 +98,61 @@ def test_batches_keep_every_record_and_its_order(tmp_path):
 
 
 def test_refusals_alone_make_a_batch(tmp_path):
-    (batch,) = in_batches(records_of(tmp_path, b"", read=read_text), 40)
+    (batch,) = in_batches(records_of(tmp_path, b"", format="text"), 40)
     assert [refusal.reason for refusal in batch.refusals] == ["empty text"]
+
+
+@pytest.mark.parametrize("size", range(1, 70))
+def test_pieces_together_are_the_file_and_know_their_lines(tmp_path, size):
+    path, rng = tmp_path / "input", random.Random(size)
+    texts = ["x" * rng.randrange(1, 60) for _ in range(30)]
+    content = "".join(json.dumps({"text": text}) + "\n" for text in texts).encode()
+    path.write_bytes(content)
+    found = []
+    for start in range(0, len(content), size):
+        before = lines_before(str(path), start)
+        for record in read_piece(Piece(str(path), start, start + size), "jsonl", ["text"]):
+            found.append((record.line + before, record.texts[0].decode()))
+    assert found == list(enumerate(texts, 1))
+
+
+@pytest.mark.parametrize("block", [1, 3, 1 << 20])
+def test_separators_cut_a_file_into_documents(tmp_path, monkeypatch, block):
+    monkeypatch.setattr("megatron_ngpt.data.sources.text._BLOCK", block)
+    content = b"one\n<|end|>two\n\nlines<|end|><|end|>\xff<|end|>last\n<|end|>\n"
+    found = records_of(tmp_path, content, format="text", separator="<|end|>")
+    texts = [r.texts[0] if isinstance(r, Document) else r.reason for r in found]
+    assert texts == [b"one\n", b"two\n\nlines", "empty text", "invalid UTF-8", b"last\n"]
+    assert [record.line for record in found] == [1, 2, 4, 4, 4]
+
+
+def test_parquet_rows_are_documents(tmp_path):
+    pytest.importorskip("pyarrow")
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    texts = [f"text {i}" for i in range(1000)]
+    texts[3], texts[5] = None, ""
+    path = tmp_path / "input.parquet"
+    pq.write_table(pa.table({"n": range(1000), "text": texts}), path, row_group_size=300)
+    found = list(read_piece(Piece(str(path)), "parquet", ["text"]))
+    assert [record.line for record in found] == list(range(1, 1001))
+    assert [record.reason for record in found if isinstance(record, Refusal)] == [
+        "no string",
+        "empty text",
+    ]
+    assert found[999].texts == (b"text 999",)
+    with pytest.raises(ValueError, match="no column 'body'"):
+        list(read_piece(Piece(str(path)), "parquet", ["body"]))
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="no complete Parquet file"):
+        list(read_piece(Piece(str(path)), "parquet", ["text"]))
+
+
+def test_a_damaged_file_ends_with_a_refusal(tmp_path):
+    path = tmp_path / "input.jsonl.gz"
+    content = gzip.compress(b"".join(GOOD for _ in range(100_000)))
+    path.write_bytes(content[:-100])
+    *documents, refusal = read_piece(Piece(str(path)), "jsonl", ["text"])
+    assert refusal.reason == "damaged file"
+    assert 0 < len(documents) == refusal.line - 1

@@ -7,7 +7,8 @@ import pytest
 
 from megatron_ngpt.data.bulk import GigatokenEncoder, SentencePieceEncoder
 from megatron_ngpt.data.indexed import IndexedDataset, IndexedWriter, dtype_for
-from megatron_ngpt.data.preprocess import PreprocessJob, _map_in_order, preprocess
+from megatron_ngpt.data.preprocess import PreprocessJob, preprocess
+from megatron_ngpt.data.preprocess.encode import map_in_order
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +39,9 @@ def run(tokenizer, folder, *inputs, **options):
 
 
 def contents(folder):
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    """The pairs; not what describes them."""
+    pairs = (path for path in folder.iterdir() if path.suffix not in (".json", ".jsonl"))
+    return {path.name: path.read_bytes() for path in pairs}
 
 
 def expected(tokenizer, folder, texts, key="text", end=()):
@@ -172,7 +175,9 @@ def test_an_end_mark_needs_a_tokenizer_that_has_one(make_tokenizer, corpus, tmp_
 
 
 def test_a_large_vocabulary_takes_four_bytes_a_token(tokenizer, corpus, tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_ngpt.data.preprocess.dtype_for", lambda size: dtype_for(70_000))
+    monkeypatch.setattr(
+        "megatron_ngpt.data.preprocess.encode.dtype_for", lambda size: dtype_for(70_000)
+    )
     run(tokenizer, tmp_path / "ours", corpus[0])
     made = IndexedDataset(tmp_path / "ours" / "out_text_document")
     assert made.dtype == "int32"
@@ -185,7 +190,7 @@ def test_results_keep_their_order_when_the_first_is_slowest():
         return number
 
     with ThreadPoolExecutor(3) as pool:
-        assert list(_map_in_order(pool, slow_at_first, range(50), 3)) == list(range(50))
+        assert list(map_in_order(pool, slow_at_first, range(50), 3)) == list(range(50))
 
 
 def test_reading_waits_for_encoding():
@@ -202,7 +207,7 @@ def test_reading_waits_for_encoding():
         return number
 
     with ThreadPoolExecutor(2) as pool:
-        results = _map_in_order(pool, wait, items(), 2)
+        results = map_in_order(pool, wait, items(), 2)
         reader = threading.Thread(target=lambda: next(results))
         reader.start()
         time.sleep(0.1)

@@ -1,0 +1,1 @@
+"""Whole .bin/.idx pairs in, whole pairs out: manifests, merging, splitting, shuffling."""

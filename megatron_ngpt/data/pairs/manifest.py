@@ -1,0 +1,84 @@
+"""The JSON file beside a pair: what it was made of, what is in it, checksums."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_ngpt.data.indexed import IndexedDataset, IndexedWriter
+from megatron_ngpt.data.indexed.format import pair
+from megatron_ngpt.data.indexed.writer import crc32_of
+
+
+def manifest_path(prefix: str | Path) -> Path:
+    """PREFIX.manifest.json."""
+    return Path(f"{prefix}.manifest.json")
+
+
+def write_manifest(writer: IndexedWriter, origin: Mapping[str, Any]) -> None:
+    """Write the manifest of a pair that is complete.
+
+    Args:
+        writer: has written the pair, with checksums.
+        origin: how it was made; the same job must give the same.
+    """
+    content = {
+        **origin,
+        "documents": writer.document_count,
+        "tokens": writer.token_count,
+        "dtype": writer.dtype.name,
+        "crc32": writer.checksums,
+    }
+    write_json(manifest_path(writer.prefix), content)
+
+
+def read_manifest(prefix: str | Path) -> dict[str, Any] | None:
+    """The manifest of a pair, or None where it has none, as pairs of other programs."""
+    path = manifest_path(prefix)
+    if not path.exists():
+        return None
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def verify(prefix: str | Path) -> str:
+    """Read a pair whole and hold it against its manifest.
+
+    Returns:
+        What was checked, to be shown.
+
+    Raises:
+        FileNotFoundError: when a file of the pair is missing.
+        ValueError: naming what is wrong.
+    """
+    dataset = IndexedDataset(prefix)
+    dataset.verify()
+    manifest = read_manifest(prefix)
+    if manifest is None:
+        return "structure is sound; no manifest, so no checksums to compare"
+    found = {"documents": dataset.document_count, "tokens": dataset.token_count}
+    for name, count in found.items():
+        if manifest[name] != count:
+            raise ValueError(f"{prefix}: {count} {name}, but its manifest says {manifest[name]}")
+    for path in pair(prefix):
+        expected, crc = manifest["crc32"][path.suffix], crc32_of(path)
+        if crc != expected:
+            raise ValueError(
+                f"{path}: CRC-32 {crc}, but its manifest says {expected}: the file was damaged or "
+                "changed after it was made; copy it again or make it anew"
+            )
+    return "structure is sound and checksums agree"
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write a file that appears whole or not at all."""
+    temporary = Path(f"{path}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(content, file, indent=1)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)

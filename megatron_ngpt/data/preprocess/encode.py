@@ -1,0 +1,175 @@
+"""Shards to pairs: read, encode in threads, write in the order of the input."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from typing import NamedTuple, TypeAlias, TypeVar
+
+import numpy as np
+
+from megatron_ngpt.data.bulk import bulk_encoder
+from megatron_ngpt.data.indexed import IndexedWriter, dtype_for
+from megatron_ngpt.data.preprocess.job import PreprocessJob
+from megatron_ngpt.data.preprocess.parts import Parts, Report
+from megatron_ngpt.data.preprocess.plan import Shard
+from megatron_ngpt.data.sources import Document, RecordBatch, Refusal, in_batches, read_piece
+from megatron_ngpt.data.sources.jsonl import lines_before
+from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
+
+_In = TypeVar("_In")
+_Out = TypeVar("_Out")
+_Column: TypeAlias = tuple[np.ndarray, np.ndarray]  # [tokens] ids, i64[documents] lengths
+Watch: TypeAlias = Callable[[int, int, int], None]
+"""Told the bytes, documents and tokens of each batch that has been written."""
+
+
+class _Encoded(NamedTuple):
+    """A batch as ids."""
+
+    columns: list[_Column]
+    """[keys]"""
+
+    documents: int
+    refusals: list[Refusal]
+    size: int
+
+
+_Item: TypeAlias = Shard | RecordBatch | dict[str, int]
+_Result: TypeAlias = Shard | _Encoded | dict[str, int]
+
+
+class ShardEncoder:
+    """Encodes shards, with all that this takes loaded once.
+
+    Args:
+        job: what to make.
+        parts: where finished shards go.
+        threads: threads that encode.
+
+    Attributes:
+        how: the encoder, and why it is not a faster one, to be shown.
+
+    Raises:
+        FileNotFoundError: without the tokenizer file.
+        ModuleNotFoundError: when an encoder is asked for and not installed.
+        ValueError: for an end mark that the tokenizer does not have.
+    """
+
+    def __init__(self, job: PreprocessJob, parts: Parts, threads: int) -> None:
+        self._job, self._parts, self._threads = job, parts, threads
+        tokenizer = SentencePieceTokenizer(job.tokenizer)
+        self._end_id = _end_id(tokenizer) if job.append_eod else None
+        self._dtype = dtype_for(tokenizer.vocab_size)
+        self._encoder, why = bulk_encoder(tokenizer, job.encoder)
+        self.how = f"{self._encoder.name}{why and f' ({why})'}"
+
+    def run(self, shards: Iterable[Shard], watch: Watch) -> None:
+        """Encode shards, each into a pair of its own per key.
+
+        At most ``threads + 2`` batches are in memory, and a batch is 8 MiB of input or a document.
+
+        Raises:
+            ValueError: for a record that cannot be used unless the job leaves such records out.
+        """
+        with ThreadPoolExecutor(self._threads) as pool:
+            results = map_in_order(pool, self._encode, self._read(shards), self._threads)
+            for shard in results:
+                assert isinstance(shard, Shard), shard
+                self._write(shard, results, watch)
+
+    def _read(self, shards: Iterable[Shard]) -> Iterator[_Item]:
+        """Each shard, its batches, and the number of records of each of its pieces."""
+        for shard in shards:
+            yield shard
+            records: dict[str, int] = {}
+            yield from in_batches(self._records(shard, records), self._encoder.batch_bytes)
+            yield records
+
+    def _records(self, shard: Shard, counts: dict[str, int]) -> Iterator[Document | Refusal]:
+        job = self._job
+        for piece in shard.pieces:
+            count = 0
+            for record in read_piece(piece, job.format, job.json_keys, job.separator):
+                count += 1
+                yield record
+            counts[piece.path] = count
+
+    def _encode(self, item: _Item) -> _Result:
+        if not isinstance(item, RecordBatch):
+            return item
+        texts = zip(*(document.texts for document in item.documents), strict=True)
+        columns, empty = _drop_empty(item.documents, [self._encoder.encode(each) for each in texts])
+        columns = [(ids.astype(self._dtype), lengths) for ids, lengths in columns]
+        if self._end_id is not None:
+            columns = [(np.insert(ids, np.cumsum(n), self._end_id), n + 1) for ids, n in columns]
+        documents = len(item.documents) - len(empty)
+        return _Encoded(columns, documents, item.refusals + empty, item.size)
+
+    def _write(self, shard: Shard, results: Iterator[_Result], watch: Watch) -> None:
+        keys, files = self._job.json_keys, self._parts.name_files(shard.number)
+        report = Report(files)
+        with ExitStack() as stack:
+            writers = [
+                stack.enter_context(IndexedWriter(self._parts.prefix(files, key), self._dtype))
+                for key in keys
+            ]
+            refusals = stack.enter_context(self._parts.refusals(files).open("w", encoding="utf-8"))
+            while isinstance(batch := next(results), _Encoded):
+                if batch.refusals and self._job.on_error == "refuse":
+                    raise _in_file(batch.refusals[0], shard).error()
+                for writer, (ids, lengths) in zip(writers, batch.columns, strict=False):
+                    writer.add_documents(ids, lengths)
+                refusals.writelines(json.dumps(refusal) + "\n" for refusal in batch.refusals)
+                report.add(batch.documents, batch.size, batch.refusals)
+                watch(batch.size, batch.documents, sum(ids.size for ids, _ in batch.columns))
+        assert isinstance(batch, dict), batch
+        report.records = batch
+        report.tokens = {k: w.token_count for k, w in zip(keys, writers, strict=True)}
+        self._parts.finish(shard.number, report)
+
+
+def map_in_order(
+    pool: Executor, function: Callable[[_In], _Out], items: Iterable[_In], ahead: int
+) -> Iterator[_Out]:
+    """``map`` in a pool, results in the order of the items, at most ``ahead + 1`` in the pool."""
+    running: deque[Future[_Out]] = deque()
+    for item in items:
+        running.append(pool.submit(function, item))
+        if len(running) > ahead:
+            yield running.popleft().result()
+    while running:
+        yield running.popleft().result()
+
+
+def _end_id(tokenizer: SentencePieceTokenizer) -> int:
+    if tokenizer.eos_id is None:
+        raise ValueError(
+            f"--append-eod: tokenizer {tokenizer.path} has no end id (eos); train it with one or "
+            "leave the flag out"
+        )
+    return tokenizer.eos_id
+
+
+def _drop_empty(
+    documents: list[Document], columns: list[_Column]
+) -> tuple[list[_Column], list[Refusal]]:
+    """Take out documents that have no token under some key."""
+    if all(lengths.all() for _, lengths in columns):
+        return columns, []
+    filled = np.all([lengths > 0 for _, lengths in columns], axis=0)
+    empty = [documents[number] for number in np.flatnonzero(~filled)]
+    kept = [(ids[np.repeat(filled, count)], count[filled]) for ids, count in columns]
+    return kept, [
+        Refusal(path, line, size, "empty text", "it encodes to no token")
+        for path, line, size, _ in empty
+    ]
+
+
+def _in_file(refusal: Refusal, shard: Shard) -> Refusal:
+    """With its line counted from the beginning of the file."""
+    (start,) = (piece.start for piece in shard.pieces if piece.path == refusal.path)
+    return refusal._replace(line=refusal.line + lines_before(refusal.path, start))

@@ -1,0 +1,146 @@
+"""The folder of an unfinished job: what each finished shard has become."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import socket
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_ngpt.data.pairs.manifest import write_json
+from megatron_ngpt.data.preprocess.plan import Shard
+from megatron_ngpt.data.sources import Refusal
+
+
+@dataclass
+class Report:
+    """What a shard has become; its file appears when the shard is finished, and means that."""
+
+    files: str
+    """Beginning of the names of its files."""
+
+    documents: int = 0
+    tokens: dict[str, int] = field(default_factory=dict)
+    """Of each key."""
+
+    size: int = 0
+    """Bytes read, decompressed."""
+
+    refused: Counter[str] = field(default_factory=Counter)
+    """Records left out, by reason."""
+
+    records: dict[str, int] = field(default_factory=dict)
+    """Records read from each piece, used or not, by path."""
+
+    def add(self, documents: int, size: int, refusals: Iterable[Refusal]) -> None:
+        """Count a batch that has been written."""
+        self.documents += documents
+        self.size += size
+        self.refused.update(refusal.reason for refusal in refusals)
+
+
+class Parts:
+    """The folder ``PREFIX.parts``.
+
+    A shard's files have names of their own at every attempt: a process whose job was killed and
+    that has not noticed yet must not write into files of the job that goes on.
+
+    Args:
+        folder: its path.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def begin(self, identity: dict[str, Any], shards: Sequence[Shard]) -> dict[int, Report]:
+        """Make the folder, or go on with the one that is there.
+
+        Args:
+            identity: what the output depends on.
+            shards: of the job.
+
+        Returns:
+            The shards that are finished, by number.
+
+        Raises:
+            ValueError: when what is there belongs to other options or other input.
+        """
+        mark = self.folder / "job.json"
+        if not mark.exists():
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self.folder.mkdir(parents=True)
+            write_json(mark, identity)
+            return {}
+        if difference := _difference(json.loads(mark.read_text()), identity):
+            raise ValueError(
+                f"{self.folder} holds an unfinished job with other options: {difference}; repeat "
+                "it with the options it began with, or delete that folder to begin anew"
+            )
+        (self.folder / "failed").unlink(missing_ok=True)
+        done = {shard.number: self.report(shard.number) for shard in shards}
+        finished = {number: report for number, report in done.items() if report}
+        kept = {report.files for report in finished.values()}
+        for path in self.folder.iterdir():
+            if "@" in path.name and path.name.partition("+")[0] not in kept:
+                path.unlink()
+        return finished
+
+    def name_files(self, number: int) -> str:
+        """A beginning for the names of this process' files of a shard."""
+        return f"{number:06d}@{socket.gethostname()}-{os.getpid()}"
+
+    def prefix(self, files: str, key: str) -> Path:
+        """Prefix of the pair of a shard and key."""
+        return self.folder / f"{files}+{key}"
+
+    def refusals(self, files: str) -> Path:
+        """The list of a shard's refused records, JSON Lines."""
+        return self.folder / f"{files}+refused.jsonl"
+
+    def finish(self, number: int, report: Report) -> None:
+        """Declare a shard finished."""
+        write_json(self._path(number), vars(report))
+
+    def report(self, number: int) -> Report | None:
+        """What a shard has become, or None while it is not finished."""
+        path = self._path(number)
+        if not path.exists():
+            return None
+        found = json.loads(path.read_text())
+        return Report(**{**found, "refused": Counter(found["refused"])})
+
+    def fail(self) -> None:
+        """Tell the other processes that the job is not to go on."""
+        (self.folder / "failed").touch()
+
+    @property
+    def failed(self) -> bool:
+        """Whether a process has told that."""
+        return (self.folder / "failed").exists()
+
+    def remove(self) -> None:
+        """Delete the folder; one that is half deleted counts as none."""
+        (self.folder / "job.json").unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.json"
+
+
+def _difference(was: dict[str, Any], now: dict[str, Any]) -> str:
+    for name in now:
+        if was.get(name) == now[name]:
+            continue
+        if name == "tokenizer-model":
+            return "the file of --tokenizer-model has another content"
+        if name == "input":
+            before, after = ({one[0]: one for one in job[name]} for job in (was, now))
+            changed = [p for p in {**before, **after} if before.get(p) != after.get(p)]
+            return f"--input differs, for example {(changed or ['the order of files'])[0]}"
+        return f"--{name} was {was.get(name)!r} and is {now[name]!r}"
+    return ""

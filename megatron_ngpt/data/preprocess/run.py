@@ -1,0 +1,162 @@
+"""A whole job of preprocessing: plan, encode, merge; go on where an interrupted one stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple, TypeVar
+
+from megatron_ngpt.data.preprocess.encode import ShardEncoder
+from megatron_ngpt.data.preprocess.job import PreprocessJob, cores
+from megatron_ngpt.data.preprocess.lock import exclusive
+from megatron_ngpt.data.preprocess.merge import Merge, Summary
+from megatron_ngpt.data.preprocess.parts import Parts
+from megatron_ngpt.data.preprocess.plan import Shard, assign, plan_shards
+from megatron_ngpt.data.preprocess.progress import Progress
+from megatron_ngpt.data.preprocess.team import Alone, Team
+from megatron_ngpt.data.preprocess.workers import encode_in_processes
+from megatron_ngpt.data.sources import Source, find_sources
+from megatron_ngpt.data.sources.files import STDIN
+from megatron_ngpt.data.sources.readers import ENDINGS
+from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
+
+_T = TypeVar("_T")
+Report = Callable[[str], None]
+
+
+class _Plan(NamedTuple):
+    sources: list[Source]
+    shards: list[Shard]
+    todo: list[Shard]
+    """Those that no job before has finished."""
+
+
+def preprocess(job: PreprocessJob, report: Report, team: Team | None = None) -> Summary:
+    """Encode all documents and write one pair per key.
+
+    The bytes written depend on the input and the tokenizer, not on encoder, threads, processes or
+    interruptions. A job that is killed or refused leaves its finished shards in ``PREFIX.parts``;
+    the same job goes on from there. Pairs appear when all is done.
+
+    Args:
+        job: inputs, output and how.
+        report: called with lines that say how the job is done; other ranks than 0 are silent.
+        team: the processes that an MPI launcher has started for this job, each of which calls
+            this function; shards are dealt to them by size.
+
+    Returns:
+        What was done; the same on every rank.
+
+    Raises:
+        FileNotFoundError: without the tokenizer file.
+        ModuleNotFoundError: when a package that the job needs is not installed.
+        ValueError: for a setting that cannot work, for a record that cannot be used unless
+            ``on_error`` is "skip", when no document is left, when another process makes the same
+            pairs, and when an unfinished job had other options.
+    """
+    team, parts = team or Alone(), Parts(Path(f"{job.output_prefix}.parts"))
+    if team.rank:
+        report = _silent
+    with ExitStack() as held:
+        plan = _on_first(team, lambda: _plan(job, parts, held, report))
+        try:
+            _encode(job, parts, plan, team, report)
+            return _on_first(team, lambda: _merge(job, parts, plan))
+        except BaseException:
+            if team.rank == 0:
+                _leave(parts, plan, report)
+            raise
+
+
+def _silent(line: str) -> None:
+    """Rank 0 has said it."""
+
+
+def _plan(job: PreprocessJob, parts: Parts, held: ExitStack, report: Report) -> _Plan:
+    job.check()
+    sources = find_sources(job.inputs, ENDINGS[job.format])
+    SentencePieceTokenizer(job.tokenizer)  # refused before anything is written
+    parts.folder.parent.mkdir(parents=True, exist_ok=True)
+    held.enter_context(exclusive(Path(f"{job.output_prefix}.lock"), job.output_prefix))
+    if STDIN in job.inputs:
+        parts.remove()  # nobody can tell whether it is the same text again
+    shards = plan_shards(sources, job.format == "jsonl", int(job.shard_mb * 1e6))
+    finished = parts.begin(job.identity(sources), shards)
+    if finished:
+        report(f"going on with {parts.folder}: {len(finished)} of {len(shards)} shards are done")
+    return _Plan(sources, shards, [shard for shard in shards if shard.number not in finished])
+
+
+def _encode(job: PreprocessJob, parts: Parts, plan: _Plan, team: Team, report: Report) -> None:
+    mine = assign(plan.todo, team.size)[team.rank]
+    threads = job.workers or max(1, cores() // (team.mates * job.processes))
+    # Decompressed sizes are not known, and a share of them would be wrong.
+    known = all(source.seekable for source in plan.sources)
+    total = sum(shard.size for shard in mine) if known else 0
+    failure: Exception | None = None
+    try:
+        with Progress(total, job.log_interval, show=team.rank == 0) as progress:
+            if job.processes > 1:
+                report(_how(plan, team, f"in {job.processes} processes of {threads} thread(s)"))
+                encode_in_processes(job, parts, threads, mine, progress.add)
+            else:
+                encoder = ShardEncoder(job, parts, threads)
+                report(_how(plan, team, f"encoded by {encoder.how} in {threads} thread(s)"))
+                encoder.run(_until_failed(mine, parts), progress.add)
+    except Exception as err:
+        parts.fail()
+        failure = err
+    _raise_first(team.collect(failure))
+
+
+def _merge(job: PreprocessJob, parts: Parts, plan: _Plan) -> Summary:
+    summary = Merge(job, plan.sources, parts, plan.shards).write()
+    parts.remove()
+    return summary
+
+
+def _how(plan: _Plan, team: Team, how: str) -> str:
+    size = sum(source.size for source in plan.sources)
+    ranks = f", on {team.size} ranks" if team.size > 1 else ""
+    shards = f", {len(plan.shards)} shards" if len(plan.shards) > 1 else ""
+    return f"{size / 1e6:.1f} MB in {len(plan.sources)} file(s){shards}, {how}{ranks}"
+
+
+def _until_failed(shards: Sequence[Shard], parts: Parts) -> Iterator[Shard]:
+    for shard in shards:
+        if parts.failed:
+            return
+        yield shard
+
+
+def _leave(parts: Parts, plan: _Plan, report: Report) -> None:
+    """After a failure: keep what another try can go on from."""
+    finished = sum(parts.report(shard.number) is not None for shard in plan.shards)
+    if finished:
+        report(
+            f"{finished} of {len(plan.shards)} shards are finished and kept in {parts.folder}: the "
+            "same command goes on from there; delete that folder to begin anew"
+        )
+    else:
+        parts.remove()
+
+
+def _on_first(team: Team, action: Callable[[], _T]) -> _T:
+    """Rank 0 acts; every rank gets the result, or raises what it raised (collective)."""
+    result, failure = None, None
+    if team.rank == 0:
+        try:
+            result = action()
+        except Exception as err:
+            failure = err
+    result, failure = team.share((result, failure))
+    _raise_first([failure])
+    found: _T = result
+    return found
+
+
+def _raise_first(failures: Iterable[Exception | None]) -> None:
+    for failure in failures:
+        if failure is not None:
+            raise failure
