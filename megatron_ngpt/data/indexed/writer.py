@@ -94,7 +94,7 @@ class IndexedWriter:
         """
         ids = np.asarray(tokens)
         sequences = np.asarray([ids.size] if lengths is None else lengths, np.int64)
-        self._append(ids, sequences, np.array([sequences.size]))
+        self.add_block(ids, sequences, np.array([sequences.size]))
 
     def add_documents(self, tokens: ArrayLike, lengths: ArrayLike) -> None:
         """Add many documents of one sequence each, without a Python loop.
@@ -107,7 +107,7 @@ class IndexedWriter:
             ValueError: when an id does not fit the dtype or the lengths do not add up.
         """
         sequences = np.asarray(lengths, np.int64)
-        self._append(np.asarray(tokens), sequences, np.ones(sequences.size, np.int64))
+        self.add_block(np.asarray(tokens), sequences, np.ones(sequences.size, np.int64))
 
     def add_dataset(self, dataset: IndexedDataset, watch: Callable[[int], object] = int) -> None:
         """Add all documents of another pair, in bounded memory.
@@ -147,7 +147,17 @@ class IndexedWriter:
         self._write_lengths(np.array([largest] * (count // largest) + [count % largest]))
         self._write_ends(np.array([first + 1 + count // largest]))
 
-    def _append(self, tokens: np.ndarray, lengths: np.ndarray, per_document: np.ndarray) -> None:
+    def add_block(self, tokens: np.ndarray, lengths: np.ndarray, per_document: np.ndarray) -> None:
+        """Add many documents of one or several sequences each.
+
+        Args:
+            tokens: [tokens], the ids of all documents, one after another.
+            lengths: i64[sequences], tokens of each sequence.
+            per_document: i64[documents], sequences of each document.
+
+        Raises:
+            ValueError: when an id does not fit the dtype or the lengths do not add up.
+        """
         _check_lengths(tokens, lengths)
         ends = self.sequence_count + np.cumsum(per_document)
         self._write_tokens(tokens)

@@ -1,0 +1,72 @@
+"""What is in a pair: python tools/dataset_info.py PREFIX [--verify] [--samples 3 ...]"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+import numpy as np
+
+from megatron_ngpt.data.indexed import IndexedDataset
+from megatron_ngpt.data.pairs.info import lengths_of
+from megatron_ngpt.data.pairs.manifest import read_manifest, verify
+from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
+
+SHOWN_TOKENS = 100
+
+
+def main() -> int:
+    """Print; 1 when the pair is damaged or something is missing."""
+    try:
+        _show(_options())
+    except (ValueError, OSError, ModuleNotFoundError) as err:
+        print(f"error: {err}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Show what is in a .bin/.idx pair.")
+    parser.add_argument("prefix", metavar="PREFIX", help="path without .bin or .idx")
+    parser.add_argument("--verify", action="store_true", help="read all, compare the checksums")
+    parser.add_argument("--png", metavar="FILE", help="draw the histogram of lengths")
+    parser.add_argument("--samples", type=int, default=0, metavar="N", help="documents to decode")
+    parser.add_argument("--tokenizer-model", metavar="FILE", help="to decode them with")
+    return parser.parse_args()
+
+
+def _show(options: argparse.Namespace) -> None:
+    dataset = IndexedDataset(options.prefix)
+    lengths = lengths_of(dataset)
+    mean = dataset.token_count / max(1, dataset.document_count)
+    print(f"{dataset.document_count:,} documents, {dataset.sequence_count:,} sequences")
+    print(f"{dataset.token_count:,} {dataset.dtype} tokens")
+    print(f"{lengths.shortest:,} to {lengths.longest:,} tokens a document, {mean:,.1f} on average")
+    print(lengths.table())
+    if options.png:
+        lengths.draw(options.png, dataset.prefix)
+    if manifest := read_manifest(dataset.prefix):
+        for name in ("made_by", "tokenizer", "options", "refused", "removed"):
+            if manifest.get(name):
+                print(f"{name}: {json.dumps(manifest[name])}")
+    if options.samples:
+        _show_samples(dataset, options)
+    if options.verify:
+        print(verify(options.prefix))
+
+
+def _show_samples(dataset: IndexedDataset, options: argparse.Namespace) -> None:
+    if not options.tokenizer_model:
+        raise ValueError("--samples needs --tokenizer-model to decode them with")
+    tokenizer = SentencePieceTokenizer(options.tokenizer_model)
+    count = min(options.samples, dataset.document_count)
+    for number in np.linspace(0, dataset.document_count - 1, count).astype(int).tolist():
+        ids = dataset.document(number)
+        more = " ..." if len(ids) > SHOWN_TOKENS else ""
+        text = tokenizer.decode(ids[:SHOWN_TOKENS])
+        print(f"document {number}, {len(ids)} tokens: {text!r}{more}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
