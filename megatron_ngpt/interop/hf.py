@@ -1,13 +1,15 @@
 """Parameter names and configuration of the NGPT port for Hugging Face, and ours.
 
-Source: NVIDIA's port proposed for transformers (PR 38276, head 0d276c3), and what ``hf/`` of this
-package adds to it: ``gate_proj``, ``suv_gate``. Scaling vectors are columns [n, 1] there, vectors
-[n] here; nothing else differs, so tensors go both ways without a change of a bit.
+Source: NVIDIA's port proposed for transformers (PR 38276, head 0d276c3), and what
+``megatron_ngpt/hf`` adds to it: a gate, interleaved pairs, scales of their own. Scaling vectors are
+columns [n, 1] there, vectors [n] here; nothing else differs, so tensors go both ways without a
+change of a bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
@@ -33,8 +35,29 @@ _BLOCK = {
     "attn_alpha": "attention_residual.alpha.value",
     "mlp_alpha": "mlp_residual.alpha.value",
 }
-MLP_EPS = 1e-6
-"""Added to the length of the MLP's output, fixed in the port's code."""
+_TO_ROOT = {ours: theirs for theirs, ours in _ROOT.items()}
+_TO_BLOCK = {ours: theirs for theirs, ours in _BLOCK.items()}
+_PORT_MLP_EPS = 1e-6  # a constant in the port's code
+
+_SIZES = {
+    "hidden_size": "width",
+    "num_hidden_layers": "layers",
+    "num_attention_heads": "heads",
+    "num_key_value_heads": "kv_heads",
+    "head_dim": "head_dim",
+    "intermediate_size": "ffn_width",
+    "vocab_size": "vocab_size",
+    "initializer_range": "init_std",
+}
+_SCALES = {
+    "attn_alpha": "alpha_attention",
+    "mlp_alpha": "alpha_mlp",
+    "sqk": "s_qk",
+    "suv": "s_uv",
+    "sz": "s_z",
+}
+_OTHERS = ("architecture", "mlp", "mlp_eps", "rope_theta", "rope_style", "rotary_fraction")
+_IRRELEVANT = ("norm_eps",)  # of gpt alone
 
 
 def our_name(theirs: str) -> str:
@@ -51,35 +74,110 @@ def our_name(theirs: str) -> str:
     return f"blocks.{prefix}.{_BLOCK[rest]}"
 
 
-def from_hf(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Their tensors under our names and in our shapes."""
-    return {our_name(name): _ours(name, tensor) for name, tensor in tensors.items()}
+def their_name(ours: str) -> str:
+    """Their parameter for one of ours; the opposite of :func:`our_name`."""
+    if ours in _TO_ROOT:
+        return _TO_ROOT[ours]
+    _, number, rest = ours.split(".", 2)
+    return f"model.layers.{number}.{_TO_BLOCK[rest]}"
 
 
-def _ours(theirs: str, tensor: Tensor) -> Tensor:
+def to_ours(tensor: Tensor) -> Tensor:
+    """A column as a vector; everything else as it is."""
     return tensor.squeeze(-1) if tensor.dim() == 2 and tensor.shape[-1] == 1 else tensor
 
 
+def to_theirs(ours: str, tensor: Tensor) -> Tensor:
+    """A scaling vector as a column, but for alpha, which is a vector there too."""
+    return tensor.unsqueeze(-1) if tensor.dim() == 1 and ".alpha." not in ours else tensor
+
+
+def from_hf(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Their tensors under our names and in our shapes."""
+    return {our_name(name): to_ours(tensor) for name, tensor in tensors.items()}
+
+
 def model_config(published: Mapping[str, Any]) -> ModelConfig:
-    """Our configuration for the port's ``config.json``."""
-    scale = published["initializer_range"]
+    """Our configuration for a ``config.json`` of the port or of ``megatron_ngpt/hf``.
+
+    Raises:
+        ValueError: it asks for something this project's model does not do.
+    """
+    _check_published(published)
+    rope = published.get("rope_parameters") or published
+    fields: dict[str, Any] = {ours: published[theirs] for theirs, ours in _SIZES.items()}
+    fields |= {ours: _scale(published, theirs) for theirs, ours in _SCALES.items()}
     return ModelConfig(
-        width=published["hidden_size"],
-        layers=published["num_hidden_layers"],
-        heads=published["num_attention_heads"],
-        kv_heads=published["num_key_value_heads"],
-        head_dim=published["head_dim"],
-        ffn_width=published["intermediate_size"],
-        vocab_size=published["vocab_size"],
-        mlp="relu2",
-        mlp_eps=MLP_EPS,
-        rope_theta=published["rope_theta"],
-        rope_style="half",
-        rotary_fraction=published["partial_rotary_factor"],
-        init_std=scale,
-        alpha_attention=ScaleConfig(init=published["attn_alpha_init_value"], scale=scale),
-        alpha_mlp=ScaleConfig(init=published["mlp_alpha_init_value"], scale=scale),
-        s_qk=ScaleConfig(init=published["sqk_init_value"], scale=scale),
-        s_uv=ScaleConfig(init=published["suv_init_value"], scale=published["suv_init_scaling"]),
-        s_z=ScaleConfig(init=published["sz_init_value"], scale=scale),
+        **fields,
+        mlp="swiglu" if published.get("mlp_gated") else "relu2",
+        mlp_eps=published.get("mlp_norm_eps", _PORT_MLP_EPS),
+        rope_theta=float(rope["rope_theta"]),
+        rope_style="interleaved" if published.get("rope_interleaved") else "half",
+        rotary_fraction=float(rope.get("partial_rotary_factor", 1.0)),
     )
+
+
+def _scale(published: Mapping[str, Any], name: str) -> ScaleConfig:
+    scaling = published.get(f"{name}_init_scaling")
+    return ScaleConfig(
+        init=published[f"{name}_init_value"],
+        scale=published["initializer_range"] if scaling is None else scaling,
+    )
+
+
+_KNOWN: dict[str, tuple[Any, ...]] = {
+    "rope_type": ("default",),
+    "hidden_act, mlp_gated": (("silu", True), ("relu2", False)),
+}
+"""What a ``config.json`` may say; of everything else :func:`_check_published` looks at, nothing."""
+
+
+def _check_published(published: Mapping[str, Any]) -> None:
+    rope = published.get("rope_parameters") or published.get("rope_scaling") or {}
+    off = ("attention_bias", "mlp_bias", "attention_dropout", "tie_word_embeddings")
+    found: dict[str, Any] = {name: published.get(name, False) for name in off}
+    found["rope_type"] = rope.get("rope_type", "default")
+    found["hidden_act, mlp_gated"] = (
+        published.get("hidden_act", "relu2"), published.get("mlp_gated", False)
+    )  # fmt: skip
+    for name, value in found.items():
+        if value not in _KNOWN.get(name, (False,)):
+            raise ValueError(f"config.json has {name} = {value}, which this project's nGPT has not")
+
+
+def published_config(model: ModelConfig) -> dict[str, Any]:
+    """The model's part of ``config.json``; :func:`model_config` turns it back.
+
+    Raises:
+        ValueError: a setting that the Hugging Face model does not have.
+    """
+    problems = list(_not_exported(model))
+    if problems:
+        raise ValueError("cannot be exported to Hugging Face:\n  - " + "\n  - ".join(problems))
+    found: dict[str, Any] = {theirs: getattr(model, ours) for theirs, ours in _SIZES.items()}
+    for theirs, ours in _SCALES.items():
+        scale: ScaleConfig = getattr(model, ours)
+        found[f"{theirs}_init_value"] = scale.init
+        found[f"{theirs}_init_scaling"] = scale.scale
+    rope = {"rope_type": "default", "rope_theta": model.rope_theta}
+    if model.rotary_fraction != 1:
+        rope["partial_rotary_factor"] = model.rotary_fraction
+    return found | {
+        "hidden_act": "silu" if model.is_gated else "relu2",
+        "mlp_gated": model.is_gated,
+        "mlp_norm_eps": model.mlp_eps,
+        "rope_parameters": rope,
+        "rope_interleaved": model.rope_style == "interleaved",
+    }
+
+
+def _not_exported(model: ModelConfig) -> Iterator[str]:
+    """Settings with another value than the only one that the Hugging Face model knows."""
+    if not model.is_ngpt:
+        yield f"model.architecture = {model.architecture}: only ngpt has a Hugging Face model here"
+    known = {*_SIZES.values(), *_SCALES.values(), *_OTHERS, *_IRRELEVANT}
+    usual = ModelConfig()
+    for field in dataclasses.fields(model):
+        value = getattr(model, field.name)
+        if field.name not in known and value != getattr(usual, field.name):
+            yield f"model.{field.name} = {value}: the Hugging Face model has no such option"

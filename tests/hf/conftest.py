@@ -1,0 +1,77 @@
+"""Small models of every kind that has a Hugging Face twin, as checkpoints and exported."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from megatron_ngpt.config import Config, DataConfig, ModelConfig, ScaleConfig
+from megatron_ngpt.data.tokenizer import train_tokenizer
+from megatron_ngpt.interop.export import export
+from megatron_ngpt.interop.imported import write_checkpoint
+from megatron_ngpt.interop.sources import Source
+from megatron_ngpt.model.initial import initialise
+from megatron_ngpt.model.ngpt import NGPT
+from megatron_ngpt.model.spec import parameter_table
+
+KINDS = {
+    "default": ModelConfig(width=24, layers=3, heads=4, ffn_width=40, vocab_size=330),
+    "grouped": ModelConfig(
+        width=24, layers=2, heads=4, kv_heads=2, head_dim=10, vocab_size=330, ffn_width=40,
+        rope_theta=500.0, rotary_fraction=0.4, alpha_mlp=ScaleConfig(init=0.2, scale=0.3),
+        s_qk=ScaleConfig(init=1.3), s_uv=ScaleConfig(init=0.8, scale=0.7), init_std=0.1,
+    ),
+    "as ported": ModelConfig(
+        width=24, layers=2, heads=4, kv_heads=1, head_dim=8, vocab_size=330, ffn_width=40,
+        mlp="relu2", mlp_eps=1e-6, rope_style="half", rope_theta=1e6, s_z=ScaleConfig(init=3.0),
+    ),
+}  # fmt: skip
+SENTENCES = ["the cat sat on the mat", "a dog lay on the rug", "where is 1 cat?\n\n\tdéjà vu"]
+
+
+@dataclass
+class Exported:
+    """A model, its checkpoint and its export."""
+
+    model: NGPT
+    weights: dict[str, Tensor]
+    checkpoint: Path
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def sentencepiece(tmp_path_factory) -> Path:
+    """A small tokenizer of bytes and a few pieces."""
+    path = tmp_path_factory.mktemp("words") / "toy.model"
+    train_tokenizer(SENTENCES * 20, path, vocab_size=310)
+    return path
+
+
+@pytest.fixture(scope="session")
+def exported(tmp_path_factory, sentencepiece) -> Callable[[str], Exported]:
+    """The export of a kind of model, made once."""
+    made: dict[str, Exported] = {}
+
+    def make(kind: str) -> Exported:
+        if kind not in made:
+            made[kind] = _export(KINDS[kind], tmp_path_factory.mktemp("export"), sentencepiece)
+        return made[kind]
+
+    return make
+
+
+def _export(shape: ModelConfig, folder: Path, tokenizer: Path) -> Exported:
+    model = NGPT(shape)
+    initialise(model, parameter_table(shape), seed=1)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in (p for p in model.parameters() if p.dim() == 1):
+        parameter.data *= torch.rand(parameter.shape, generator=generator) + 0.5
+    weights = {name: p.detach() for name, p in model.named_parameters()}
+    config = Config(model=shape, data=DataConfig(tokenizer=str(tokenizer), seq_len=64))
+    source = Source("a test", shape, weights.__getitem__)
+    checkpoint = write_checkpoint(source, config, folder / "checkpoints")
+    export(checkpoint, folder / "hf", dtype=torch.float32, file_bytes=20_000)
+    return Exported(model.eval(), weights, checkpoint, folder / "hf")

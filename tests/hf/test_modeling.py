@@ -1,0 +1,215 @@
+"""The Hugging Face model against ours: the same logits, and what transformers does with a model."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer, pipeline
+from transformers.utils import logging
+
+from megatron_ngpt.hf import NGPTConfig, NGPTForCausalLM, NGPTModel, modeling_ngpt
+from megatron_ngpt.interop.hf import our_name
+from megatron_ngpt.model.spec import parameter_table
+from tests.hf.conftest import KINDS
+
+logging.disable_progress_bar()
+IDS = torch.randint(330, (2, 17), generator=torch.Generator().manual_seed(3))
+
+
+def load(folder, **options):
+    return AutoModelForCausalLM.from_pretrained(folder, **options).eval()
+
+
+@pytest.fixture(params=KINDS)
+def pair(request, exported):
+    """Our model and its export loaded by transformers."""
+    found = exported(request.param)
+    return found.model, load(found.folder)
+
+
+@pytest.mark.parametrize("attention", ["sdpa", "eager"])
+@torch.no_grad()
+def test_logits_are_ours(pair, attention):
+    ours, theirs = pair
+    theirs.set_attn_implementation(attention)
+    # both in fp32, in nearly the same order
+    torch.testing.assert_close(theirs(IDS).logits, ours(IDS), rtol=0, atol=1e-5)
+
+
+@pytest.mark.slow
+@torch.no_grad()
+def test_flex_attention(exported):
+    found = exported("grouped")
+    theirs = load(found.folder, attn_implementation="flex_attention")
+    torch.testing.assert_close(theirs(IDS).logits, found.model(IDS), rtol=0, atol=1e-5)
+
+
+def test_loss_and_gradients_are_ours(pair):
+    ours, theirs = pair
+    ours.zero_grad()
+    ours(IDS[:, :-1], IDS[:, 1:]).backward()
+    theirs(IDS, labels=IDS).loss.backward()
+    found = dict(theirs.named_parameters())
+    pairs = [
+        (ours.blocks["1"].attention.query.weight, "model.layers.1.self_attn.q_proj.weight"),
+        (ours.blocks["0"].mlp.s_u.value, "model.layers.0.mlp.suv.weight"),
+        (ours.blocks["0"].mlp_residual.alpha.value, "model.layers.0.mlp_alpha"),
+        (ours.embed.weight, "model.embed_tokens.weight"),
+    ]
+    for parameter, name in pairs:
+        gradient = found[name].grad.view_as(parameter)
+        limit = 1e-5 * parameter.grad.abs().max()
+        assert (gradient - parameter.grad).abs().max() <= limit, name
+
+
+def test_gradient_checkpointing_changes_no_gradient(exported):
+    plain, again = (load(exported("default").folder).train() for _ in range(2))
+    again.activation_checkpointing_enable()
+    for model in (plain, again):
+        model(IDS, labels=IDS).loss.backward()
+    for (name, one), two in zip(plain.named_parameters(), again.parameters(), strict=True):
+        torch.testing.assert_close(two.grad, one.grad, rtol=0, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("cache", ["dynamic", "static"])
+@torch.no_grad()
+def test_generation_with_a_cache_is_ours_without(pair, cache):
+    ours, theirs = pair
+    expected = IDS[:, :5]
+    for _ in range(8):
+        expected = torch.cat((expected, ours(expected)[:, -1:].argmax(-1)), dim=1)
+    settings = {"max_new_tokens": 8, "do_sample": False, "eos_token_id": None}
+    found = theirs.generate(
+        IDS[:, :5], cache_implementation=cache, disable_compile=True, **settings
+    )
+    assert torch.equal(found, expected)
+
+
+@torch.no_grad()
+def test_left_padding_changes_no_continuation(pair):
+    _, model = pair
+    settings = {"max_new_tokens": 6, "do_sample": False, "eos_token_id": None, "pad_token_id": 2}
+    prompts = [IDS[0, :9], IDS[1, :4]]
+    alone = [model.generate(prompt[None], **settings)[0, len(prompt) :] for prompt in prompts]
+    padded = torch.full((2, 9), 2)
+    mask = torch.zeros(2, 9, dtype=torch.long)
+    for row, prompt in enumerate(prompts):
+        padded[row, 9 - len(prompt) :], mask[row, 9 - len(prompt) :] = prompt, 1
+    together = model.generate(padded, attention_mask=mask, **settings)[:, 9:]
+    assert torch.equal(together, torch.stack(alone))
+
+
+def test_in_bf16_matrices_round_and_scales_do_not(exported):
+    found = exported("default")
+    model = load(found.folder, dtype=torch.bfloat16)
+    for name, parameter in model.named_parameters():
+        matrix = "_proj" in name or "embed" in name or "lm_head" in name
+        assert parameter.dtype == (torch.bfloat16 if matrix else torch.float32), name
+    logits, exact = model(IDS).logits, found.model(IDS)
+    assert logits.dtype == torch.float32
+    # a handful of bf16 roundings (2^-8 of a value each) per layer
+    assert 0 < (logits - exact).abs().max() <= 0.05 * exact.abs().max()
+
+
+def test_auto_classes(exported):
+    folder = exported("default").folder
+    assert type(AutoConfig.from_pretrained(folder)) is NGPTConfig
+    assert type(AutoModel.from_pretrained(folder)) is NGPTModel
+    assert type(load(folder)) is NGPTForCausalLM
+
+
+def test_pipeline(exported):
+    folder = exported("default").folder
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    make = pipeline("text-generation", model=load(folder), tokenizer=tokenizer)
+    made = make(["the cat", "a dog lay"], batch_size=2, max_new_tokens=4, do_sample=False)
+    assert [text[0]["generated_text"][:7] for text in made] == ["the cat", "a dog l"]
+
+
+REMOTE = """
+import sys, torch
+from transformers import AutoModelForCausalLM
+model = AutoModelForCausalLM.from_pretrained(sys.argv[1], trust_remote_code=True)
+assert not any(name.startswith("megatron_ngpt") for name in sys.modules)
+print(model(torch.arange(9)[None]).logits.double().sum().item())
+"""
+
+
+def test_an_export_runs_without_this_package(exported, tmp_path):
+    """With the code that the folder carries."""
+    found = exported("as ported")
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", REMOTE, str(found.folder)],
+        cwd=tmp_path, env={"HF_HOME": str(tmp_path), "PATH": "", "HF_HUB_OFFLINE": "1"},
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    expected = found.model(torch.arange(9)[None]).double().sum().item()
+    assert float(done.stdout) == pytest.approx(expected, abs=1e-3)
+
+
+def test_initial_weights():
+    model = NGPTForCausalLM(NGPTConfig.from_dict(_small(mlp_gated=True, hidden_act="silu")))
+    layer = model.model.layers[0]
+    assert set(layer.attn_alpha.tolist()) == {0.25}
+    assert set(layer.self_attn.sqk.weight.flatten().tolist()) == {0.125}
+    assert set(layer.mlp.suv_gate.weight.flatten().tolist()) == {1.0}
+    assert set(model.sz.weight.flatten().tolist()) == {0.125}
+    assert layer.mlp.gate_proj.weight.std().item() == pytest.approx(0.125, rel=0.1)
+
+
+def _small(**more):
+    return {
+        "hidden_size": 24, "intermediate_size": 40, "num_hidden_layers": 1, "vocab_size": 33,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8,
+        "initializer_range": 0.125, "attn_alpha_init_scaling": 0.25, **more,
+    }  # fmt: skip
+
+
+def test_normalising_puts_every_matrix_on_the_sphere_of_the_parameter_table(exported):
+    found = exported("default")
+    model, table = load(found.folder), parameter_table(KINDS["default"])
+    for parameter in model.parameters():
+        parameter.data *= 3
+    model.normalize_matrices()
+    for name, parameter in model.named_parameters():
+        dim = table[our_name(name)].norm_dim
+        if dim is not None:
+            assert (parameter.double().norm(dim=dim) - 1).abs().max() <= 2e-7, name
+    torch.testing.assert_close(model.lm_head.weight.data, found.weights["head.weight"])
+
+
+@torch.no_grad()
+def test_the_port_s_own_weights_and_configuration(shared):
+    """config.json as the port wrote it, legacy rotary fields included."""
+    path = shared / "golden" / "hf_ngpt.safetensors"
+    trace, facts = load_file(path), json.loads(path.with_suffix(".json").read_text())
+    model = NGPTForCausalLM(NGPTConfig(**facts)).eval()
+    weights = {n.removeprefix("weights."): t for n, t in trace.items() if n.startswith("weights.")}
+    model.load_state_dict(weights)
+    torch.testing.assert_close(model(trace["input_ids"]).logits, trace["logits"], rtol=0, atol=1e-5)
+    made = model.generate(
+        trace["greedy"][:, :6], max_new_tokens=16, do_sample=False, eos_token_id=None
+    )
+    assert torch.equal(made, trace["greedy"])
+
+
+def test_the_defaults_are_the_port_s_8b_model():
+    config = NGPTConfig()
+    assert (config.hidden_size, config.intermediate_size, config.vocab_size) == (
+        4096,
+        21504,
+        131072,
+    )
+    assert config.rope_parameters["rope_theta"] == 1e6
+    assert NGPTConfig.from_dict(config.to_dict()).to_dict() == config.to_dict()
+
+
+def test_the_carried_code_is_this_package_s(exported):
+    package, folder = Path(modeling_ngpt.__file__).parent, exported("default").folder
+    for name in ("configuration_ngpt.py", "modeling_ngpt.py"):
+        assert (folder / name).read_text() == (package / name).read_text()

@@ -1,0 +1,93 @@
+"""What an export holds."""
+
+import json
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from megatron_ngpt.interop import export as exporting
+from megatron_ngpt.interop.export import export
+from megatron_ngpt.interop.hf import our_name, to_ours
+from tests.hf.conftest import KINDS, exported, sentencepiece
+
+__all__ = ["exported", "sentencepiece"]
+
+
+def tensors(folder):
+    """Every tensor of every file, under our names and in our shapes."""
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(path, "pt") as stored:
+            assert stored.metadata() == {"format": "pt"}
+            for name in stored.keys():  # noqa: SIM118
+                found[our_name(name)] = to_ours(stored.get_tensor(name))
+    return found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_weights_are_the_checkpoint_s_to_the_last_bit(exported, kind):
+    made = exported(kind)
+    found = tensors(made.folder)
+    assert found.keys() == made.weights.keys()
+    assert all(torch.equal(found[name], value) for name, value in made.weights.items())
+
+
+def test_files_are_no_larger_than_asked_for_and_the_index_tells_where_everything_is(exported):
+    folder = exported("default").folder
+    files = sorted(folder.glob("*.safetensors"))
+    assert len(files) > 2
+    index = json.loads((folder / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == {path.name for path in files}
+    for path in files:
+        with safe_open(path, "pt") as stored:
+            names = list(stored.keys())
+            size = sum(stored.get_tensor(name).nbytes for name in names)
+        assert size <= 20_000 or len(names) == 1, path
+        assert all(index["weight_map"][name] == path.name for name in names)
+
+
+def test_no_more_than_one_file_is_in_memory(exported, tmp_path, monkeypatch):
+    held = []
+    load = exporting.load_weights
+
+    def watched(checkpoint, shapes):
+        weights = load(checkpoint, shapes)
+        held.append(sum(tensor.nbytes for tensor in weights.values()))
+        return weights
+
+    monkeypatch.setattr(exporting, "load_weights", watched)
+    checkpoint = exported("default").checkpoint
+    export(checkpoint, tmp_path / "hf", dtype=torch.float32, file_bytes=40_000)
+    assert len(held) > 1
+    assert max(held) <= 40_000
+
+
+def test_bf16_rounds_matrices_alone(exported, tmp_path):
+    made = exported("default")
+    export(made.checkpoint, tmp_path / "hf", dtype=torch.bfloat16, file_bytes=10**9)
+    assert (tmp_path / "hf/model.safetensors").is_file()
+    assert json.loads((tmp_path / "hf/config.json").read_text())["dtype"] == "bfloat16"
+    for name, value in tensors(tmp_path / "hf").items():
+        expected = made.weights[name]
+        assert torch.equal(value, expected.bfloat16() if expected.dim() == 2 else expected), name
+
+
+def test_what_else_is_in_the_folder(exported, sentencepiece):
+    folder = exported("default").folder
+    config = json.loads((folder / "config.json").read_text())
+    assert (config["model_type"], config["architectures"]) == ("ngpt", ["NGPTForCausalLM"])
+    assert (config["eos_token_id"], config["max_position_embeddings"]) == (2, 64)
+    generation = json.loads((folder / "generation_config.json").read_text())
+    assert generation == {"bos_token_id": 2, "eos_token_id": 2, "pad_token_id": 2}
+    assert (folder / "tokenizer.model").read_bytes() == sentencepiece.read_bytes()
+    card = (folder / "README.md").read_text()
+    assert card.startswith("---\nlibrary_name: transformers\n")
+    assert "| shape | width 24, 3 layers, 4 heads of 6 (4 for keys), swiglu 40 wide" in card
+
+
+def test_a_folder_with_something_in_it_is_left_alone(exported, tmp_path):
+    (tmp_path / "mine").write_text("x")
+    with pytest.raises(FileExistsError, match="is not empty"):
+        export(exported("default").checkpoint, tmp_path, dtype=torch.float32, file_bytes=10**9)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
