@@ -61,7 +61,7 @@ _AT_LEAST: dict[str, float] = {
     **{f"model.{name}": 0 for name in ("init_std", "norm_eps", "mlp_eps")},
     **{f"parallel.{name}": 1 for name in ("tp", "pp", "cp")},
     **{f"optim.{name}": 0 for name in ("lr", "min_lr", "warmup_steps", "decay_steps", "eps")},
-    **{f"optim.{name}": 0 for name in ("weight_decay", "grad_clip", "max_angle")},
+    **{f"optim.{name}": 0 for name in ("weight_decay", "grad_clip")},
     **{"data.seq_len": 1, "data.prefetch": 0},
     **{f"train.{name}": 1 for name in ("steps", "global_batch", "micro_batch")},
     **{f"train.{name}": 0 for name in ("stop_at", "seed", "check_every", "hang_timeout")},
@@ -113,14 +113,6 @@ def _optim(config: Config) -> Iterator[str]:
             f"optim.warmup_steps + optim.decay_steps = {optim.warmup_steps + optim.decay_steps} "
             f"is above train.steps = {steps}: shorten one of them"
         )
-    if optim.max_angle and not config.model.is_ngpt:
-        yield (
-            f"optim.max_angle = {optim.max_angle} with model.architecture = gpt: there are no unit "
-            "vectors to turn; set it to 0"
-        )
-    for name in ("curvature", "gate_power", "gate_eps"):
-        if getattr(optim, name) <= 0:
-            yield f"optim.{name} = {getattr(optim, name)}: must be above 0"
     if not all(0 <= beta < 1 for beta in optim.betas):
         yield f"optim.betas = {list(optim.betas)}: both must be in [0, 1)"
 

@@ -38,7 +38,7 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """Optimizer, schedule and ZeRO. The defaults are nGPT's: no weight decay, no warm-up."""
+    """AdamW, its schedule and ZeRO. The defaults are nGPT's: no weight decay, no warm-up."""
 
     lr: float = 1e-3
     """Peak learning rate."""
@@ -46,32 +46,14 @@ class OptimConfig:
     min_lr: float = 0.0
     """Learning rate at the end of the decay."""
 
-    schedule: Literal["cosine", "linear", "constant", "wsd", "logarithmic"] = "cosine"
-    """Shape after warm-up; wsd stays at lr, then falls linearly over the last decay_steps;
-    logarithmic falls fast at first, then ever more slowly (arXiv 2608.01284)."""
+    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
+    """Shape after warm-up; wsd stays at lr, then falls linearly over the last decay_steps."""
 
     warmup_steps: int = 0
     """Steps of linear warm-up from 0 to lr."""
 
     decay_steps: int = 0
     """Length of wsd's final decay in steps; 0 means a fifth of train.steps. Unused otherwise."""
-
-    curvature: float = 0.1
-    """rho of the logarithmic schedule: lr - min_lr is lost as log(1 + r / rho) over the progress r;
-    large values make it linear. Unused otherwise."""
-
-    name: Literal["adamw", "gated_adamw"] = "adamw"
-    """gated_adamw: AdamW whose small updates are damped by an explicit gate (arXiv 2608.01284)."""
-
-    gate_power: float = 0.5
-    """a of gated_adamw: how sharply the gate opens; 1 is what AdamW's own epsilon does."""
-
-    gate_eps: float = 1e-8
-    """Size of the root mean square gradient at which gated_adamw's gate is half open."""
-
-    max_angle: float = 0.0
-    """Largest angle, in radians, by which a step at the peak learning rate turns a unit vector of a
-    matrix (not of the embedding); it falls with the schedule. 0 means any (arXiv 2608.01284)."""
 
     betas: tuple[float, float] = (0.9, 0.95)
     """Adam's exponential averages of the gradient and of its square."""

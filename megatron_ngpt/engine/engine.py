@@ -62,9 +62,7 @@ class Engine:
             mesh,
         )
         self.optimizer = zero.inner_optimizer(self.deepspeed)
-        self.masters = Masters(
-            self.deepspeed, mesh, self.table, self.shards, capped=config.optim.max_angle > 0
-        )
+        self.masters = Masters(self.deepspeed, mesh, self.table, self.shards)
         self.masters.initialise(config.train.seed)
         self.pipeline = Pipeline(config, mesh, stages, model) if mesh.degrees.pp > 1 else None
 
@@ -101,9 +99,6 @@ class Engine:
     def update(self, lr: float) -> float:
         """Clip, step, project, refresh the copies; returns the norm before clipping."""
         set_learning_rate(self.optimizer, lr)
-        optim = self.config.optim
-        if optim.max_angle:
-            self.masters.limit_angle(optim.max_angle * lr / optim.lr)
         norm = self._clip()
         self.deepspeed.step()
         return float(self.deepspeed.get_global_grad_norm() if norm is None else norm)

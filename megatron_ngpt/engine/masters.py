@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_ngpt.engine import zero
-from megatron_ngpt.engine.angular_cap import CappedProjection
 from megatron_ngpt.engine.fragment import Fragment, Rectangle
 from megatron_ngpt.engine.projection import Projection
 from megatron_ngpt.mesh.mesh import Mesh
@@ -28,7 +27,6 @@ class Masters:
         mesh: where the ranks are.
         table: every parameter of the unsharded model.
         shards: the tensor-parallel piece of each.
-        capped: whether steps may turn vectors by a limited angle only.
     """
 
     def __init__(
@@ -37,43 +35,24 @@ class Masters:
         mesh: Mesh,
         table: Mapping[str, ParameterSpec],
         shards: Mapping[str, Shard],
-        capped: bool = False,
     ) -> None:
         self.deepspeed, self.mesh, self.table, self.shards = deepspeed, mesh, table, shards
         self.sharded = deepspeed.zero_optimization_stage() > 0
         self.fragments = zero.fragments(deepspeed, table, shards)
-        kind = CappedProjection if capped else Projection
         self.projections = {
             # without ZeRO every rank holds whole vectors and nothing needs adding up
-            number: kind(fragments, mesh.group("dp") if self.sharded else None)
+            number: Projection(fragments, mesh.group("dp") if self.sharded else None)
             for number, fragments in self._by_group().items()
         }
+        numbers = {id(f.flat): f.group for f in self.fragments}
+
+        def project(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+            stepped = [id(p) for g in optimizer.param_groups for p in g["params"]]
+            for number in sorted({numbers[i] for i in stepped if i in numbers}):
+                self.projections[number]()
+
         # after the update of the masters and before any copy is made from them
-        optimizer = zero.inner_optimizer(deepspeed)
-        optimizer.register_step_post_hook(self._project)
-        if capped:
-            optimizer.register_step_pre_hook(self._remember)
-
-    def _project(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        for projection in self._stepped(optimizer):
-            projection()
-
-    def _remember(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
-        for projection in self._stepped(optimizer):
-            assert isinstance(projection, CappedProjection)
-            projection.remember()
-
-    def _stepped(self, optimizer: torch.optim.Optimizer) -> list[Projection]:
-        """Projections of what this step of the optimizer updates: ZeRO steps group by group."""
-        ids = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        numbers = {f.group for f in self.fragments if id(f.flat) in ids}
-        return [self.projections[number] for number in sorted(numbers)]
-
-    def limit_angle(self, radians: float) -> None:
-        """How far the next step may turn a vector; the projections are capped ones."""
-        for projection in self.projections.values():
-            assert isinstance(projection, CappedProjection)
-            projection.limit = radians
+        zero.inner_optimizer(deepspeed).register_step_post_hook(project)
 
     def _by_group(self) -> dict[int, list[Fragment]]:
         found: dict[int, list[Fragment]] = {}

@@ -1,4 +1,4 @@
-"""The optimizer over the parameter table's groups."""
+"""AdamW over the parameter table's groups."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ import torch
 from torch import nn
 
 from megatron_ngpt.config import OptimConfig
-from megatron_ngpt.engine.gated_adamw import GatedAdamW
 from megatron_ngpt.model.spec import ParameterSpec
 
 
 def build_optimizer(
     named: Iterable[tuple[str, nn.Parameter]], table: dict[str, ParameterSpec], optim: OptimConfig
-) -> torch.optim.Optimizer:
-    """The optimizer of optim.name with two groups: vectors, without weight decay, then matrices.
+) -> torch.optim.AdamW:
+    """Fused AdamW with two groups: vectors, without weight decay, then matrices.
 
     All normalised matrices share one group, so that ZeRO steps them together and the projection is
     one all-reduce. Vectors come first because ZeRO takes the dtype of its gradient buffers from the
@@ -29,15 +28,6 @@ def build_optimizer(
         {"params": vectors, "weight_decay": 0.0},
         {"params": matrices, "weight_decay": optim.weight_decay},
     ]
-    if optim.name == "gated_adamw":
-        return GatedAdamW(
-            groups,
-            lr=optim.lr,
-            betas=optim.betas,
-            eps=optim.eps,
-            gate_power=optim.gate_power,
-            gate_eps=optim.gate_eps,
-        )
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 

@@ -25,6 +25,4 @@ def learning_rate(config: Config, step: int) -> float:
     progress = min(1.0, max(0.0, progress))
     if optim.schedule == "cosine":
         progress = 0.5 * (1.0 - math.cos(math.pi * progress))
-    elif optim.schedule == "logarithmic":  # arXiv 2608.01284
-        progress = math.log1p(progress / optim.curvature) / math.log1p(1.0 / optim.curvature)
     return optim.lr + (optim.min_lr - optim.lr) * progress

@@ -1,7 +1,4 @@
-from dataclasses import replace
-
 from megatron_ngpt.config import ModelConfig, OptimConfig
-from megatron_ngpt.engine.gated_adamw import GatedAdamW
 from megatron_ngpt.engine.optimizer import build_optimizer, set_learning_rate
 from megatron_ngpt.model.ngpt import NGPT
 from megatron_ngpt.model.spec import parameter_table
@@ -24,13 +21,3 @@ def test_vectors_come_first_and_do_not_decay():
         assert (group["lr"], group["betas"], group["eps"]) == (0.5, (0.8, 0.7), 1e-3)
     set_learning_rate(optimizer, 0.25)
     assert [group["lr"] for group in optimizer.param_groups] == [0.25, 0.25]
-
-
-def test_the_gated_one_gets_its_settings():
-    named = dict(NGPT(MODEL).named_parameters())
-    optim = replace(OPTIM, name="gated_adamw", gate_power=0.7, gate_eps=1e-5)
-    optimizer = build_optimizer(named.items(), parameter_table(MODEL), optim)
-    assert isinstance(optimizer, GatedAdamW)
-    group = optimizer.param_groups[1]
-    assert (group["gate_power"], group["gate_eps"], group["eps"]) == (0.7, 1e-5, 1e-3)
-    assert (group["weight_decay"], group["betas"]) == (0.1, (0.8, 0.7))

@@ -1,6 +1,3 @@
-import math
-from itertools import pairwise
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +14,7 @@ def curve(schedule, steps=20, **optim):
     return [learning_rate(config, step) for step in range(steps)]
 
 
-DECAYING = ["cosine", "linear", "wsd", "logarithmic"]
+DECAYING = ["cosine", "linear", "wsd"]
 
 
 @pytest.mark.parametrize("schedule", DECAYING)
@@ -48,16 +45,6 @@ def test_cosine_is_symmetric_about_its_middle():
     assert rates[10] == pytest.approx(0.55)
     assert [a + b for a, b in zip(rates, reversed(rates), strict=True)] == pytest.approx([1.1] * 21)
     assert rates[1] > curve("linear", steps=21)[1]
-
-
-def test_logarithmic_falls_fast_first_and_is_linear_at_large_curvature():
-    """At r = rho a share log 2 / log(1 + 1 / rho) is lost."""
-    rates = curve("logarithmic", steps=11, curvature=0.1)
-    assert rates[1] == pytest.approx(1 - 0.9 * math.log(2) / math.log(11))
-    falls = [a - b for a, b in pairwise(rates)]
-    assert falls == sorted(falls, reverse=True)
-    straight = curve("logarithmic", steps=11, curvature=1e6)
-    assert straight == pytest.approx(curve("linear", steps=11), abs=1e-6)
 
 
 @pytest.mark.parametrize(("decay", "last_at_lr"), [(5, 14), (0, 15), (19, 0), (1, 18)])

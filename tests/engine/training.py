@@ -13,7 +13,6 @@ from torch import Tensor
 from megatron_ngpt.config import Config, EngineConfig, ModelConfig, OptimConfig, TrainConfig
 from megatron_ngpt.engine import projection
 from megatron_ngpt.engine.engine import Engine
-from megatron_ngpt.engine.gated_adamw import GatedAdamW
 from megatron_ngpt.engine.schedule import learning_rate
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.model.initial import initialise
@@ -98,7 +97,9 @@ def train_plainly(config: Config, tokens: Tensor) -> Record:
         {"params": [p for p in named.values() if p.dim() == 1], "weight_decay": 0.0},
         {"params": [p for p in named.values() if p.dim() == 2]},
     ]
-    adam = _plain_optimizer(groups, optim)
+    adam = torch.optim.AdamW(
+        groups, optim.lr, optim.betas, optim.eps, optim.weight_decay, foreach=False
+    )
     record.start = {n: p.detach().clone() for n, p in named.items()}
     for step, rows in enumerate(tokens):
         for group in adam.param_groups:
@@ -108,41 +109,14 @@ def train_plainly(config: Config, tokens: Tensor) -> Record:
         limit = optim.grad_clip or float("inf")
         record.norms.append(float(torch.nn.utils.clip_grad_norm_(named.values(), limit)))
         record.losses.append(loss.item())
-        before = {n: p.detach().double() for n, p in named.items()}
         adam.step()
         adam.zero_grad()
         for name, parameter in named.items() if config.model.is_ngpt else ():
             if parameter.dim() == 2:
-                new = parameter.data.double() / _length(name, parameter.data.double())
-                if optim.max_angle and name != "embed.weight":
-                    largest = optim.max_angle * learning_rate(config, step) / optim.lr
-                    new = _turned(name, before[name], new, largest)
-                parameter.data = new.float()
+                length = parameter.data.double().norm(dim=embedding_axis(name), keepdim=True)
+                parameter.data = (parameter.data / length).float()
     record.final = {n: p.detach() for n, p in named.items()}
     return record
-
-
-def _plain_optimizer(groups: list[dict[str, Any]], optim: OptimConfig) -> torch.optim.Optimizer:
-    if optim.name == "gated_adamw":
-        gate = (optim.gate_power, optim.gate_eps, optim.weight_decay)
-        return GatedAdamW(groups, optim.lr, optim.betas, optim.eps, *gate)
-    return torch.optim.AdamW(
-        groups, optim.lr, optim.betas, optim.eps, optim.weight_decay, foreach=False
-    )
-
-
-def _length(name: str, values: Tensor) -> Tensor:
-    return values.norm(dim=embedding_axis(name), keepdim=True)
-
-
-def _turned(name: str, old: Tensor, new: Tensor, largest: float) -> Tensor:
-    """Unit vectors on the way from old to new ones, at most so far from the old; fp64."""
-    old = old / _length(name, old)
-    angle = 2 * torch.atan2(_length(name, new - old), _length(name, new + old))
-    part = largest / angle.clamp(min=largest)  # slerp
-    sine = angle.sin().clamp_min(1e-30)
-    there = (((1 - part) * angle).sin() * old + (part * angle).sin() * new) / sine
-    return torch.where(angle > largest, there, new)
 
 
 def train_each(mesh: Mesh, configs: dict[Any, Config], tokens: Tensor) -> dict[Any, Record]:

@@ -21,7 +21,6 @@ FAST = [
     Case("clipped", tp=2, zero=2, micro=12),
     Case("gpt", tp=2, zero=2, micro=24),
     Case("relu2", tp=2, zero=1, micro=24),
-    Case("recipe", dp=2, zero=1, micro=12),
     Case("bf16", tp=2, zero=1, micro=24),
     Case(pp=2),
     Case(pp=2, zero=0, micro=4, schedule="interleaved", recompute=True),
@@ -71,9 +70,6 @@ SLOW = [
     Case("relu2", tp=2, pp=2, dp=2, micro=6),
     Case("relu2", tp=2, dp=2, zero=3, micro=12),
     Case("relu2", pp=2, schedule="zbv"),
-    *(Case("recipe", dp=3, zero=zero, micro=8) for zero in STAGES),
-    Case("recipe", tp=2, dp=2, zero=3, micro=12),
-    Case("recipe", tp=2, pp=2, dp=2, schedule="zbv", micro=6),
     Case("gpt", tp=2, pp=2, dp=2, micro=6),
     *(Case("bf16", tp=2, dp=2, zero=zero, micro=12) for zero in (0, 2, 3)),
     *(Case("bf16", pp=2, schedule=s, zero=0, recompute=s == "zbv") for s in SCHEDULES),
@@ -88,7 +84,7 @@ def of(*kinds):
     return [c for c in CASES if (c if isinstance(c, Case) else c.values[0]).kind in kinds]
 
 
-EXACT = ("ngpt", "deep", "97 ids", "clipped", "not clipped", "relu2", "recipe")
+EXACT = ("ngpt", "deep", "97 ids", "clipped", "not clipped", "relu2")
 ON_SPHERE = (*EXACT, "bf16")
 
 

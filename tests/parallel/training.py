@@ -18,7 +18,6 @@ from megatron_ngpt.config import (
 )
 from megatron_ngpt.engine.checkpoint.state import engine_boxes
 from megatron_ngpt.engine.engine import Engine
-from megatron_ngpt.engine.schedule import learning_rate
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.parallel.apply import table_parameters
@@ -44,14 +43,6 @@ KINDS: dict[str, dict[str, Any]] = {
     "clipped": {"grad_clip": 0.02, "eps": 1e-3},
     "not clipped": {"grad_clip": 0.0, "eps": 1e-3},
     "bf16": {"dtype": "bf16"},
-    # about half of the vectors would turn further
-    "recipe": {
-        "name": "gated_adamw",
-        "gate_eps": 1e-4,
-        "max_angle": 0.02,
-        "schedule": "logarithmic",
-        "min_lr": 0.004,
-    },
     "relu2": {
         "model": replace(
             MODEL, mlp="relu2", mlp_eps=1e-6, rope_style="half", rotary_fraction=0.5, rope_theta=1e6
@@ -164,12 +155,12 @@ def train(mesh: Mesh, case: Case, tokens: Tensor) -> Record:
     record.start = _weights(engine)
     record.logits = engine.logits(tokens[0, :3, :PROMPT])
     record.valid.append(engine.evaluate(*share(engine, tokens[0])))
-    for step, rows in enumerate(tokens):
+    for rows in tokens:
         loss = engine.mean(engine.backward(*share(engine, rows)))
         if not record.gradients:
             record.gradients = {n: engine.masters.full_gradient(n) for n in engine.table}
         record.losses.append(loss)
-        record.norms.append(engine.update(learning_rate(engine.config, step)))
+        record.norms.append(engine.update(engine.config.optim.lr))
     record.valid.append(engine.evaluate(*share(engine, tokens[0])))
     weights = _weights(engine)
     record.off_sphere = distance_from_sphere(weights)
