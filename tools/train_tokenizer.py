@@ -11,8 +11,11 @@ from collections.abc import Iterator
 from tqdm import tqdm
 
 from megatron_ngpt.data.sources import FORMATS, Piece, Refusal, find_sources, read_piece
+from megatron_ngpt.data.sources.long import LongText
 from megatron_ngpt.data.sources.readers import ENDINGS
 from megatron_ngpt.data.tokenizer import SentencePieceTokenizer, train_tokenizer
+
+PART = 1 << 20
 
 
 def main() -> int:
@@ -110,11 +113,17 @@ def _texts(options: argparse.Namespace, refused: Counter[str]) -> Iterator[str]:
     for source in tqdm(sources, unit="file", disable=None, leave=False):
         for record in read_piece(Piece(source.path), options.format, [options.json_key]):
             if not isinstance(record, Refusal):
-                yield record.texts[0].decode()
+                yield from _parts(record.texts[0])
             elif options.on_error == "skip":
                 refused[record.reason] += 1
             else:
                 raise record.error()
+
+
+def _parts(text: bytes | LongText) -> Iterator[str]:
+    """A text, or parts of one that is too long for memory."""
+    for part in [text] if isinstance(text, bytes) else text.parts(PART):
+        yield part.decode(errors="ignore")
 
 
 if __name__ == "__main__":

@@ -70,6 +70,11 @@ class SentencePieceTokenizer:
         text: str = self.processor.decode([i if i in known else unknown for i in map(int, ids)])
         return text
 
+    def has_pieces_across_spaces(self) -> bool:
+        """Whether a piece goes on after a space that follows something else."""
+        pieces = map(self.processor.id_to_piece, range(self.vocab_size))
+        return any(re.search("[^\u2581]\u2581", piece) for piece in pieces)
+
     def character_normalizer(self) -> sentencepiece.SentencePieceNormalizer:
         """sentencepiece's normaliser with the model's character rules alone: white space stays."""
         return sentencepiece.SentencePieceNormalizer(

@@ -14,10 +14,13 @@ import numpy as np
 from megatron_ngpt.data.bulk import bulk_encoder
 from megatron_ngpt.data.indexed import IndexedWriter, dtype_for
 from megatron_ngpt.data.preprocess.job import PreprocessJob
+from megatron_ngpt.data.preprocess.long_documents import LongDocuments, LongIds
 from megatron_ngpt.data.preprocess.parts import Parts, Report
 from megatron_ngpt.data.preprocess.plan import Shard
 from megatron_ngpt.data.sources import Document, RecordBatch, Refusal, in_batches, read_piece
 from megatron_ngpt.data.sources.jsonl import lines_before
+from megatron_ngpt.data.sources.long import LongText
+from megatron_ngpt.data.sources.records import UnusableError
 from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
 
 _In = TypeVar("_In")
@@ -33,9 +36,17 @@ class _Encoded(NamedTuple):
     columns: list[_Column]
     """[keys]"""
 
+    long: list[LongIds]
+    """[keys] of a batch that is one document too long for memory, else empty."""
+
     documents: int
     refusals: list[Refusal]
     size: int
+
+    @property
+    def tokens(self) -> int:
+        """Of all keys."""
+        return sum(ids.size for ids, _ in self.columns) + sum(ids.size for ids in self.long)
 
 
 _Item: TypeAlias = Shard | RecordBatch | dict[str, int]
@@ -65,6 +76,7 @@ class ShardEncoder:
         self._end_id = _end_id(tokenizer) if job.append_eod else None
         self._dtype = dtype_for(tokenizer.vocab_size)
         self._encoder, why = bulk_encoder(tokenizer, job.encoder)
+        self._long = LongDocuments(self._encoder, tokenizer.has_pieces_across_spaces())
         self.how = f"{self._encoder.name}{why and f' ({why})'}"
 
     def run(self, shards: Iterable[Shard], watch: Watch) -> None:
@@ -101,13 +113,35 @@ class ShardEncoder:
     def _encode(self, item: _Item) -> _Result:
         if not isinstance(item, RecordBatch):
             return item
+        if item.documents and item.documents[0].is_long:
+            return self._encode_long(item.documents[0])
         texts = zip(*(document.texts for document in item.documents), strict=True)
         columns, empty = _drop_empty(item.documents, [self._encoder.encode(each) for each in texts])
         columns = [(ids.astype(self._dtype), lengths) for ids, lengths in columns]
         if self._end_id is not None:
             columns = [(np.insert(ids, np.cumsum(n), self._end_id), n + 1) for ids, n in columns]
         documents = len(item.documents) - len(empty)
-        return _Encoded(columns, documents, item.refusals + empty, item.size)
+        return _Encoded(columns, [], documents, item.refusals + empty, item.size)
+
+    def _encode_long(self, document: Document) -> _Encoded:
+        path, line, size, texts = document
+        try:
+            found = [self._ids_of(text) for text in texts]
+            if not all(ids.size for ids in found):
+                raise UnusableError("empty text", "it encodes to no token")
+        except UnusableError as err:
+            reason, detail = err.args
+            return _Encoded([], [], 0, [Refusal(path, line, size, reason, detail)], size)
+        for ids in found if self._end_id is not None else ():
+            ids.add(np.array([self._end_id]))
+        return _Encoded([], found, 1, [], size)
+
+    def _ids_of(self, text: bytes | LongText) -> LongIds:
+        if isinstance(text, LongText):
+            return self._long.encode(text, self._dtype)
+        ids = LongIds(self._dtype)
+        ids.add(self._encoder.encode([text])[0])
+        return ids
 
     def _write(self, shard: Shard, results: Iterator[_Result], watch: Watch) -> None:
         keys, files = self._job.json_keys, self._parts.name_files(shard.number)
@@ -123,9 +157,11 @@ class ShardEncoder:
                     raise _in_file(batch.refusals[0], shard).error()
                 for writer, (ids, lengths) in zip(writers, batch.columns, strict=False):
                     writer.add_documents(ids, lengths)
+                for writer, long in zip(writers, batch.long, strict=False):
+                    writer.add_long_document(long.blocks())
                 refusals.writelines(json.dumps(refusal) + "\n" for refusal in batch.refusals)
                 report.add(batch.documents, batch.size, batch.refusals)
-                watch(batch.size, batch.documents, sum(ids.size for ids, _ in batch.columns))
+                watch(batch.size, batch.documents, batch.tokens)
         assert isinstance(batch, dict), batch
         report.records = batch
         report.tokens = {k: w.token_count for k, w in zip(keys, writers, strict=True)}

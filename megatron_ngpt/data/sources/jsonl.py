@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from typing import IO, Any
 
 from megatron_ngpt.data.sources.files import open_bytes
+from megatron_ngpt.data.sources.long import LONG, LongText
+from megatron_ngpt.data.sources.long_json import LongLine
 from megatron_ngpt.data.sources.records import Document, Refusal, UnusableError
 
 
@@ -25,16 +27,23 @@ def read_jsonl(
     position = _seek_line(file, start) if start else 0
     number = 0
     while stop is None or position < stop:
-        line = file.readline()
+        line = file.readline(LONG)
         if not line:
             break
         number += 1
-        position += len(line)
+        long = LongLine(line, file) if len(line) == LONG else None
+        texts: tuple[bytes | LongText, ...] = ()
         try:
-            yield Document(path, number, len(line), texts_of(line, keys))
+            texts = long.texts(keys) if long else texts_of(line, keys)
+            reason, detail = "", ""
         except UnusableError as err:
             reason, detail = err.args
-            yield Refusal(path, number, len(line), reason, detail)
+        size = long.size if long else len(line)
+        position += size
+        if reason:
+            yield Refusal(path, number, size, reason, detail)
+        else:
+            yield Document(path, number, size, texts)
 
 
 def lines_before(path: str, start: int) -> int:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+if TYPE_CHECKING:
+    from megatron_ngpt.data.sources.long import LongText
 
 
 class Document(NamedTuple):
@@ -15,8 +18,13 @@ class Document(NamedTuple):
     """Line at which it starts, counted from 1 at the beginning of the piece that was read."""
     size: int
     """Bytes it takes in the file, decompressed."""
-    texts: tuple[bytes, ...]
+    texts: tuple[bytes | LongText, ...]
     """UTF-8 text of each key, none empty."""
+
+    @property
+    def is_long(self) -> bool:
+        """Whether a text of it is kept in a file."""
+        return not all(isinstance(text, bytes) for text in self.texts)
 
 
 class Refusal(NamedTuple):
@@ -42,7 +50,11 @@ class Refusal(NamedTuple):
 
 
 class UnusableError(Exception):
-    """Reason and detail of a refusal."""
+    """Reason and detail of a refusal, and the byte of the text where it is known."""
+
+    def __init__(self, reason: str, detail: str = "", at: int = 0) -> None:
+        super().__init__(reason, detail)
+        self.at = at
 
 
 @dataclass
@@ -56,9 +68,15 @@ class RecordBatch:
 
 
 def in_batches(records: Iterable[Document | Refusal], batch_bytes: int) -> Iterator[RecordBatch]:
-    """Group records, in order, until they take ``batch_bytes`` or more."""
+    """Group records, in order, until they take ``batch_bytes`` or more; a long one stands alone."""
     batch = RecordBatch()
     for record in records:
+        if isinstance(record, Document) and record.is_long:
+            if batch.documents or batch.refusals:
+                yield batch
+            yield RecordBatch([record], size=record.size)
+            batch = RecordBatch()
+            continue
         batch.size += record.size
         if isinstance(record, Document):
             batch.documents.append(record)

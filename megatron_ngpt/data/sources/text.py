@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import IO
 
-from megatron_ngpt.data.sources.records import Document, Refusal
+from megatron_ngpt.data.sources.long import LONG, LongText
+from megatron_ngpt.data.sources.records import Document, Refusal, UnusableError
 
 _BLOCK = 1 << 20
 
@@ -19,35 +20,72 @@ def read_text(
         file: the content.
         path: its name, for messages.
         keys: names of the texts.
-        separator: what stands between documents; none means that the file is one. Nothing after
-            the last separator is no document.
+        separator: what stands between documents; none means that the file is one. White space
+            after the last separator is no document.
     """
     line = 1
-    for text in _split(file, separator) if separator else [file.read()]:
-        yield _record(path, line, text, keys)
-        line += text.count(b"\n") + separator.count(b"\n")
+    for text in _split(file, separator):
+        record = text.record(path, line, keys)
+        if separator and text.last and not text.filled:
+            return
+        yield record
+        line += text.newlines + separator.count(b"\n")
 
 
-def _split(file: IO[bytes], separator: bytes) -> Iterator[bytes]:
-    rest, searched = bytearray(), 0
+class _Text:
+    """A document that comes in parts; what cannot be used is read to its end all the same."""
+
+    def __init__(self) -> None:
+        self._text, self._problem, self._problem_line = LongText(), ("", ""), 0
+        self.newlines = self._size = 0
+        self.filled = self.last = False
+
+    def write(self, part: bytes) -> None:
+        if not self._problem[0]:
+            try:
+                self._text.write(part)
+            except UnusableError as err:
+                self._fail(err, part)
+        self.newlines += part.count(b"\n")
+        self._size += len(part)
+        self.filled = self.filled or not (not part or part.isspace())
+
+    def record(self, path: str, line: int, keys: Sequence[str]) -> Document | Refusal:
+        """The document, or why it cannot be used."""
+        text: bytes | LongText = b""
+        if not self._problem[0]:
+            try:
+                text = self._text.finish()
+            except UnusableError as err:
+                self._fail(err, b"")
+        if self._problem[0]:
+            return Refusal(path, line + self._problem_line, self._size, *self._problem)
+        if not self._size:
+            return Refusal(path, line, 0, "empty text", "")
+        return Document(path, line, self._size, (text,) * len(keys))
+
+    def _fail(self, err: UnusableError, part: bytes) -> None:
+        reason, detail = err.args
+        self._problem = reason, detail
+        self._problem_line = self.newlines + part.count(b"\n", 0, max(0, err.at - self._size))
+
+
+def _split(file: IO[bytes], separator: bytes) -> Iterator[_Text]:
+    text, rest = _Text(), b""
     while block := file.read(_BLOCK):
         rest += block
-        first = 0
-        while (end := rest.find(separator, max(first, searched))) >= 0:
-            yield bytes(rest[first:end])
-            first = searched = end + len(separator)
-        del rest[:first]
-        searched = max(0, len(rest) - len(separator) + 1)
-    if rest.strip():
-        yield bytes(rest)
-
-
-def _record(path: str, line: int, text: bytes, keys: Sequence[str]) -> Document | Refusal:
-    try:
-        text.decode()
-    except UnicodeDecodeError as err:
-        line += text.count(b"\n", 0, err.start)
-        return Refusal(path, line, len(text), "invalid UTF-8", f"byte {err.start}: {err.reason}")
-    if not text:
-        return Refusal(path, line, 0, "empty text", "")
-    return Document(path, line, len(text), (text,) * len(keys))
+        if separator:
+            *whole, rest = rest.split(separator)
+            for end in whole:
+                text.write(end)
+                yield text
+                text = _Text()
+        # A separator may have begun at the end of what has been read.
+        if len(rest) >= min(LONG, 4 * _BLOCK):
+            keep = len(separator) - 1 if separator else 0
+            cut = max(0, len(rest) - keep)
+            text.write(rest[:cut])
+            rest = rest[cut:]
+    text.write(rest)
+    text.last = True
+    yield text

@@ -1,0 +1,99 @@
+"""Documents too long for memory give the ids they would give in one piece."""
+
+import json
+import os
+import random
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_ngpt.data.bulk import GigatokenEncoder, SentencePieceEncoder
+from megatron_ngpt.data.indexed import IndexedDataset
+from megatron_ngpt.data.preprocess import PreprocessJob, long_documents, preprocess
+from megatron_ngpt.data.sources import jsonl, long, long_json
+
+TOOL = Path(__file__).resolve().parents[3] / "tools/preprocess_data.py"
+
+
+@pytest.fixture
+def small(monkeypatch):
+    """Texts from 2,000 bytes on are long and encoded in parts of about 1,500."""
+    for module in (jsonl, long):
+        monkeypatch.setattr(module, "LONG", 2000)
+    monkeypatch.setattr(long_json, "_PART", 700)
+    monkeypatch.setattr(long_documents, "_AROUND", 60)
+    monkeypatch.setattr(long_documents, "_SEARCHED", 700)
+    for encoder in (GigatokenEncoder, SentencePieceEncoder):
+        monkeypatch.setattr(encoder, "batch_bytes", 1500)
+
+
+def run(tokenizer, path, prefix, **options):
+    job = PreprocessJob(
+        inputs=[str(path)], output_prefix=str(prefix), tokenizer=str(tokenizer.path), **options
+    )
+    return preprocess(job, report=lambda line: None)
+
+
+KINDS = {
+    "keeps white space": dict(normalization_rule_name="identity", remove_extra_whitespaces=False),
+    "trims and rewrites": dict(normalization_rule_name="nmt_nfkc"),
+    "no space in front": dict(add_dummy_prefix=False, normalization_rule_name="nfkc"),
+    "unigram": dict(model_type="unigram", vocab_size=400),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_ids_are_those_of_the_whole(small, make_tokenizer, texts, odd_texts, tmp_path, kind):
+    tokenizer, rng = make_tokenizer(**KINDS[kind]), random.Random(0)
+    words = " ".join(texts).split(" ")
+    odd = [" ".join(rng.choices([*odd_texts[:300], *words], k=1500)) for _ in range(3)]
+    documents = ["short", *texts, " ".join(rng.choices(words, k=3000)), *odd, "end"]
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": t, "n": t[:3]}) + "\n" for t in documents))
+    summary = run(tokenizer, path, tmp_path / "out", json_keys=["text", "n"], append_eod=True)
+    assert summary.documents == len(documents)
+    made = [IndexedDataset(tmp_path / f"out_{key}_document") for key in ("text", "n")]
+    for number, text in enumerate(documents):
+        assert made[0].document(number).tolist() == [*tokenizer.encode(text), tokenizer.eos_id]
+        assert made[1].document(number).tolist() == [*tokenizer.encode(text[:3]), tokenizer.eos_id]
+
+
+def test_a_text_without_a_place_to_cut_is_refused(small, tokenizer, tmp_path, monkeypatch):
+    monkeypatch.setattr(long_documents, "_LONGEST_PART", 4000)
+    path = tmp_path / "corpus.jsonl"
+    lines = ({"text": text} for text in ("before", "x" * 9000, "after"))
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    summary = run(tokenizer, path, tmp_path / "out", on_error="skip")
+    assert summary.refused == {"too long": 1}
+    assert "9000" not in str(summary.first_refusals)
+    assert summary.first_refusals[0].line == 2
+    assert IndexedDataset(tmp_path / "out_text_document").document_count == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("format", ["jsonl", "text"])
+def test_memory_does_not_grow_with_a_document(make_tokenizer, tmp_path, format):
+    """600 MB on one line, or in one file, in less than its own size. Measured: 330 MB."""
+    tokenizer = make_tokenizer(vocab_size=500)
+    words = (
+        "some words that go on and on for a long while\\n" if format == "jsonl" else "a word " * 9
+    )
+    path = tmp_path / "long"
+    with path.open("w") as file:
+        file.write('{"text": "' * (format == "jsonl"))
+        for _ in range(600):
+            file.write((words * 30_000)[: 10**6].rsplit(" ", 1)[0] + " ")
+        file.write('"}\n' * (format == "jsonl"))
+    command = [sys.executable, TOOL, "--input", path, "--format", format, "--workers", "2"]
+    command += ["--tokenizer-model", tokenizer.path, "--output-prefix", tmp_path / "out"]
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    with subprocess.Popen(command) as job:
+        _, status, usage = os.wait4(job.pid, 0)
+        job.returncode = os.waitstatus_to_exitcode(status)
+    assert job.returncode == 0
+    assert before >= 0
+    assert usage.ru_maxrss * 1024 < 500e6, usage.ru_maxrss
+    assert IndexedDataset(tmp_path / "out_text_document").document_count == 1
