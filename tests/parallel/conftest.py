@@ -26,8 +26,9 @@ def trained(request) -> Callable[[Case], list[Record]]:
     @functools.cache
     def train(ranks: int) -> list[dict[Case, Record]]:
         asked = [getattr(item, "callspec", None) for item in request.session.items]
-        cases = dict.fromkeys(spec.params.get("case") for spec in asked if spec)
-        wanted = [case for case in cases if isinstance(case, Case) and case.ranks == ranks]
+        found = (spec.params.get("case") for spec in asked if spec)
+        cases = dict.fromkeys(case for case in found if isinstance(case, Case))
+        wanted = [case for case in cases if case.ranks == ranks]
         return run(ranks, train_each, wanted, some_tokens(), timeout=1800)
 
     return lambda case: [rank[case] for rank in train(case.ranks)]
