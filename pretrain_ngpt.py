@@ -18,6 +18,7 @@ from pathlib import Path
 
 from megatron_ngpt.config import Config, fit_micro_batch, parse_config, seconds_of
 from megatron_ngpt.data.corpus import open_corpora
+from megatron_ngpt.data.documents import with_eod
 from megatron_ngpt.engine.checkpoint.checkpointer import SaveFailed
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.estimate.dry_run import dry_run, dry_run_options
@@ -71,6 +72,7 @@ def main(launch: Launch, argv: list[str]) -> None:
 
 def pretrain(config: Config, launch: Launch, watch: Watch) -> None:
     """Build in order and train."""
+    config = with_eod(config)
     degrees = Degrees.of(config.parallel, launch.world_size)
     config = fit_micro_batch(config, degrees.dp)
     check_topology(config, degrees)

@@ -59,12 +59,13 @@ _AT_LEAST: dict[str, float] = {
     **{f"model.{name}": 1 for name in ("width", "layers", "heads", "kv_heads", "ffn_width")},
     **{"model.head_dim": 2, "model.vocab_size": 2, "model.rope_theta": 1},
     **{f"model.{name}": 0 for name in ("init_std", "norm_eps", "mlp_eps")},
-    **{f"parallel.{name}": 1 for name in ("tp", "pp", "cp")},
+    **{f"parallel.{name}": 1 for name in ("tp", "pp", "cp", "ulysses")},
     **{f"optim.{name}": 0 for name in ("lr", "min_lr", "warmup_steps", "decay_steps", "eps")},
     **{f"optim.{name}": 0 for name in ("weight_decay", "grad_clip")},
     **{"data.seq_len": 1, "data.prefetch": 0},
     **{f"train.{name}": 1 for name in ("steps", "global_batch", "micro_batch")},
     **{f"train.{name}": 0 for name in ("stop_at", "seed", "check_every", "hang_timeout")},
+    **{f"train.{name}": 0 for name in ("mlp_tile", "loss_chunk")},
     **{"checkpoint.every": 0, "checkpoint.keep": 0},
     **{"eval.every": 0, "eval.steps": 1, "logging.every": 1},
 }
@@ -130,8 +131,6 @@ def _engine(config: Config) -> Iterator[str]:
 
 def _parallel(config: Config) -> Iterator[str]:
     parallel, stage = config.parallel, config.optim.zero_stage
-    if parallel.cp > 1:
-        yield f"parallel.cp = {parallel.cp}: this version has no context parallelism; set it to 1"
     if parallel.pp > 1 and stage > 1:
         yield (
             f"optim.zero_stage = {stage} with parallel.pp = {parallel.pp}: a pipeline runs many "
@@ -150,14 +149,29 @@ def _parallel(config: Config) -> Iterator[str]:
         )
     if parallel.schedule == "zbv" and parallel.stages_per_rank != 2:
         yield f"parallel.stages_per_rank = {parallel.stages_per_rank}: zbv has 2 stages a rank"
-    if config.data.seq_len % parallel.tp:
+    yield from _sequence(config)
+
+
+def _sequence(config: Config) -> Iterator[str]:
+    """How tp and cp ranks share the tokens of a sequence."""
+    parallel, seq_len = config.parallel, config.data.seq_len
+    if parallel.cp % parallel.ulysses:
         yield (
-            f"data.seq_len = {config.data.seq_len} is not a multiple of parallel.tp = "
-            f"{parallel.tp}, whose ranks share its tokens: change one of them"
+            f"parallel.ulysses = {parallel.ulysses} does not divide parallel.cp = {parallel.cp}: "
+            "cp / ulysses groups form the ring; change one of them"
+        )
+        return
+    if seq_len % parallel.sequence_unit:
+        names = "parallel.tp" if parallel.cp == 1 else "parallel.tp * cp (twice in a ring)"
+        yield (
+            f"data.seq_len = {seq_len} is not a multiple of {names} = {parallel.sequence_unit}, "
+            "whose ranks share its tokens: change one of them"
         )
 
 
 def _run(config: Config) -> Iterator[str]:
+    if config.train.offload and not config.train.recompute:
+        yield "train.offload moves what train.recompute keeps: set train.recompute to true, too"
     if config.train.stop_at > config.train.steps:
         yield (
             f"train.stop_at = {config.train.stop_at} is above train.steps = "

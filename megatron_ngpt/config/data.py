@@ -64,6 +64,13 @@ class DataConfig:
     seq_len: int = 1024
     """Tokens per training sequence."""
 
+    document_mask: bool = False
+    """Keep the documents of a sequence apart: attention and positions begin anew in each, and what
+    follows its end-of-document token is no target."""
+
+    eod: int = -1
+    """Id that ends a document, for document_mask; -1 means the tokenizer's."""
+
     prefetch: int = 2
     """Batches read ahead by the loader's thread; 0 reads in the training loop."""
 

@@ -23,6 +23,11 @@ def data_problems(data: DataConfig) -> Iterator[str]:
                 f"data.valid: {corpus.prefix} has epochs = {corpus.epochs}, but every evaluation "
                 "reads the same samples: leave epochs out"
             )
+    if data.document_mask and data.eod < 0 and not data.tokenizer:
+        yield (
+            "data.document_mask needs to know where documents end: set data.tokenizer, or data.eod "
+            "to the id of the end-of-document token"
+        )
     yield from _stages(data)
     yield from _names(data, valid)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import lcm
 from typing import Literal
 
 
@@ -19,6 +20,11 @@ class ParallelConfig:
     cp: int = 1
     """Context parallelism: ranks that share every sequence."""
 
+    ulysses: int = 0
+    """Of the cp ranks, how many exchange heads for tokens around attention (Ulysses); the cp /
+    ulysses groups of them pass keys and values round a ring. 1 is ring attention alone; 0 means cp,
+    Ulysses alone."""
+
     schedule: Literal["1f1b", "interleaved", "zero_bubble", "zbv"] = "1f1b"
     """Order of forward and backward passes over the pipeline. interleaved: 1F1B with several
     stages a rank; zero_bubble: the same with weight gradients filling the gaps; zbv: two stages a
@@ -34,6 +40,13 @@ class ParallelConfig:
         """Replace "0 means ..." by its value."""
         stages = self.stages_per_rank or (1 if self.schedule == "1f1b" else 2)
         object.__setattr__(self, "stages_per_rank", stages)
+        object.__setattr__(self, "ulysses", self.ulysses or self.cp)
+
+    @property
+    def sequence_unit(self) -> int:
+        """What the length of a sequence must be a multiple of; a ring cuts it in halves, too."""
+        ring = self.cp // self.ulysses
+        return lcm(self.tp * self.cp, 2 * ring if ring > 1 else 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +122,20 @@ class TrainConfig:
     recompute: bool = False
     """Keep only each block's input and compute the block again in backward (activation
     checkpointing): less memory, about a third more computation."""
+
+    recompute_parts: tuple[Literal["attention", "mlp"], ...] = ()
+    """Parts of each block that are computed again in backward when not all of it is."""
+
+    offload: bool = False
+    """Keep what recompute keeps, each block's input, in the host's memory instead of the GPU's."""
+
+    mlp_tile: int = 0
+    """Tokens of a rank's sequences that the MLP works on at a time, each tile computed again in
+    backward; 0 means all at once."""
+
+    loss_chunk: int = 0
+    """Tokens of each sequence whose logits are in memory at a time, computed again in backward;
+    0 means all."""
 
     compile: bool = False
     """Compile the blocks with torch.compile."""

@@ -17,6 +17,12 @@ from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.model.spec import parameter_count, parameter_table
 from megatron_ngpt.ops.attention import pick_attention
 from megatron_ngpt.parallel.apply import build_parts, table_parameters
+from megatron_ngpt.parallel.context import (
+    Inputs,
+    gather_sequences,
+    micro_batches,
+    shared_inputs,
+)
 from megatron_ngpt.parallel.pipeline import Pipeline
 from megatron_ngpt.parallel.shard import local_shard
 from megatron_ngpt.parallel.stages import stage_map
@@ -70,7 +76,8 @@ class Engine:
         """One optimizer step on this rank's share of the global batch.
 
         Args:
-            tokens: ids [accumulation, micro_batch, T], the same on ranks that differ in tp or pp.
+            tokens: ids [accumulation, micro_batch, T], whole sequences, the same on ranks that
+                differ in tp, cp or pp.
             targets: the ids that follow them, same shape.
             lr: learning rate of this step.
         """
@@ -83,13 +90,15 @@ class Engine:
         With a pipeline, ranks without the last stage return 0.
         """
         self.deepspeed.train()
+        inputs = shared_inputs(self.config, self.mesh, tokens, targets)
+        weight = self._loss_weight(tokens)
         if self.pipeline is not None:
-            loss = self.pipeline.backward(tokens, targets)
+            loss = self.pipeline.backward(inputs, weight)
             zero.reduce_after_pipeline(self.deepspeed)
             return loss
         total = torch.zeros((), device=self.mesh.device)
-        for number, (x, y) in enumerate(zip(tokens, targets, strict=True)):
-            loss = self.deepspeed(x, y)
+        for number, micro_batch in enumerate(micro_batches(inputs)):
+            loss = self.deepspeed(*micro_batch) * weight
             self.deepspeed.backward(loss)
             total += loss.detach()
             if number < len(tokens) - 1:
@@ -125,34 +134,45 @@ class Engine:
     def evaluate(self, tokens: Tensor, targets: Tensor) -> float:
         """Mean loss over the global batch, of which this is one rank's share; collective."""
         self.deepspeed.eval()
-        losses = [self._forward(x, y) for x, y in zip(tokens, targets, strict=True)]
+        inputs = shared_inputs(self.config, self.mesh, tokens, targets)
+        losses = [self._forward(micro_batch) for micro_batch in micro_batches(inputs)]
         mine = [loss for loss in losses if loss is not None]
-        return self.mean(
-            torch.stack(mine).mean() if mine else torch.zeros((), device=self.mesh.device)
-        )
+        mean = torch.stack(mine).mean() if mine else torch.zeros((), device=self.mesh.device)
+        return self.mean(mean * self._loss_weight(tokens))
+
+    def _loss_weight(self, tokens: Tensor) -> float | Tensor:
+        """Targets of a global batch over those of them that count; collective with documents."""
+        if not self.config.data.document_mask:
+            return 1.0
+        counted = (tokens != self.config.data.eod).sum()
+        dist.all_reduce(counted, group=self.mesh.group("dp"))
+        return tokens.numel() * self.mesh.degrees.dp / counted.clamp_min(1)
 
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor | None:
         """Whole logits [B, T, V] of this rank's tokens [B, T]; None without the last stage.
 
-        Any B, and any T that is a multiple of tp.
+        Any B, and any T that is a multiple of ``parallel.sequence_unit``.
         """
         self.deepspeed.eval()
-        logits = self._forward(tokens, None)
-        if logits is None or self.mesh.degrees.tp == 1:
-            return logits
-        return gather_vocabulary(logits, self.config.model.vocab_size, self.mesh.group("tp"))
+        logits = self._forward(shared_inputs(self.config, self.mesh, tokens, None))
+        if logits is None:
+            return None
+        if self.mesh.degrees.tp > 1:
+            vocab_size, group = self.config.model.vocab_size, self.mesh.group("tp")
+            logits = gather_vocabulary(logits, vocab_size, group)
+        return gather_sequences(logits, self.mesh)
 
-    def _forward(self, tokens: Tensor, targets: Tensor | None) -> Tensor | None:
+    def _forward(self, inputs: Inputs) -> Tensor | None:
         if self.pipeline is not None:
-            return self.pipeline.forward(tokens, targets)
-        output: Tensor = self.deepspeed(tokens, targets)
+            return self.pipeline.forward(inputs)
+        output: Tensor = self.deepspeed(*inputs)
         return output
 
     def mean(self, value: Tensor) -> float:
-        """Average of a scalar over dp, of the pipeline's last stage where there is one."""
-        value = value / self.mesh.degrees.dp
-        dist.all_reduce(value, group=self.mesh.group("dp"))
+        """Average of a scalar over dp and cp, of the last stage where there is a pipeline."""
+        value = value / self.mesh.degrees.replicas
+        dist.all_reduce(value, group=self.mesh.replica_group)
         if self.mesh.degrees.pp > 1:
             dist.all_reduce(value, group=self.mesh.group("pp"))
         return float(value)

@@ -41,7 +41,7 @@ class Masters:
         self.fragments = zero.fragments(deepspeed, table, shards)
         self.projections = {
             # without ZeRO every rank holds whole vectors and nothing needs adding up
-            number: Projection(fragments, mesh.group("dp") if self.sharded else None)
+            number: Projection(fragments, mesh.replica_group if self.sharded else None)
             for number, fragments in self._by_group().items()
         }
         numbers = {id(f.flat): f.group for f in self.fragments}
@@ -87,7 +87,7 @@ class Masters:
     def full_weight(self, name: str) -> Tensor:
         """One whole unsharded fp32 parameter, put together from the masters; collective."""
         whole = torch.zeros(self.table[name].shape, device=self.mesh.device)
-        if self._speaks_for(name) and (self.sharded or self.mesh.index("dp") == 0):
+        if self._speaks_for(name) and (self.sharded or self.mesh.replica_group.rank() == 0):
             for fragment, box in self._boxes(name):
                 _crop(whole, box).copy_(box.view(fragment.master))
         dist.all_reduce(whole)

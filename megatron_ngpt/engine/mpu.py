@@ -14,16 +14,16 @@ class Mpu:
         self.mesh = mesh
 
     def get_data_parallel_group(self) -> dist.ProcessGroup:
-        """Ranks that hold the same parameters and see other samples."""
-        return self.mesh.group("dp")
+        """Ranks that hold the same parameters and see other tokens: dp and cp."""
+        return self.mesh.replica_group
 
     def get_data_parallel_rank(self) -> int:
         """Place among them."""
-        return self.mesh.index("dp")
+        return self.mesh.replica_group.rank()
 
     def get_data_parallel_world_size(self) -> int:
         """How many they are."""
-        return self.mesh.degrees.dp
+        return self.mesh.degrees.replicas
 
     def get_model_parallel_group(self) -> dist.ProcessGroup:
         """Ranks that together hold one copy of the model: all tensor slices of all stages."""

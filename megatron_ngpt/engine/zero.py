@@ -45,7 +45,7 @@ def construction(deepspeed: Any, settings: dict[str, Any], mesh: Mesh) -> Abstra
         return nullcontext()
     # no dtype argument: on CPU, DeepSpeed 0.19.8 would take bf16 whatever it says
     context: AbstractContextManager = deepspeed.zero.Init(
-        config_dict_or_path=settings, data_parallel_group=mesh.group("dp"), mpu=Mpu(mesh)
+        config_dict_or_path=settings, data_parallel_group=mesh.replica_group, mpu=Mpu(mesh)
     )
     return context
 

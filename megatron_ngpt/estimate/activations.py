@@ -14,6 +14,10 @@ What a block keeps per token, in bytes:
                                           keeps no T x T matrix (arXiv 2205.14135)
     mlp         (G + 1) e F               inputs of the product, G = 2 with a gate, else 1; product
 
+Context parallelism leaves T / cp tokens to a rank. Ulysses keeps e Q more per token (the output
+before and after its exchange). A ring keeps nothing more; its backward works with fp32 gradients of
+queries, and of keys and values three times (its own, sent, arriving), and with two pairs of these.
+
 The embedding's output is the first block's h. The head keeps e D, logits and softmax in fp32 (ngpt
 8 V, gpt 4 V), and ids; gpt's final norm e D / tp. arXiv 2205.05198, eq. 2, counts 34 D + 5 N T for
 a GPT block with dropout and without flash attention; here nothing is dropped out, and norms keep
@@ -24,7 +28,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_ngpt.config import Config, ModelConfig
+from megatron_ngpt.config import Config, ModelConfig, ParallelConfig
 from megatron_ngpt.estimate.alive import alive
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.model.ngpt import Part
@@ -63,10 +67,14 @@ class TokenBytes:
         model, e = local_model(config.model, tp), 2 if config.train.dtype == "bf16" else 4
         norm = 0 if model.is_ngpt else e * model.width // tp
         return cls(
-            block=_residuals(model, e, tp) + _attention(model, e) + _mlp(model, e),
+            block=_residuals(model, e, tp)
+            + _attention(model, e, config.parallel.ulysses > 1)
+            + _mlp(model, e),
             head=e * model.width + norm + (8 if model.is_ngpt else 4) * model.vocab_size + 8,
             hidden=e * model.width // tp,
-            block_working=16 * model.ffn_width,
+            block_working=max(
+                16 * model.ffn_width, _ring_working(config.parallel, model, e)
+            ),
             head_working=8 * model.vocab_size,
             block_pending=_pending(model, e, tp),
             head_pending=e * model.vocab_size,
@@ -79,9 +87,9 @@ def _residuals(model: ModelConfig, e: int, tp: int) -> int:
     return 2 * kept // tp + (0 if shared else 2 * e * model.width)
 
 
-def _attention(model: ModelConfig, e: int) -> int:
+def _attention(model: ModelConfig, e: int, exchanged: bool) -> int:
     q, k = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    flash = 2 * e * (q + k) + 4 * model.heads
+    flash = 2 * e * (q + k) + 4 * model.heads + (e * q if exchanged else 0)
     if not model.is_ngpt:
         return flash
     return flash + e * (q + k)
@@ -89,6 +97,11 @@ def _attention(model: ModelConfig, e: int) -> int:
 
 def _mlp(model: ModelConfig, e: int) -> int:
     return (3 if model.is_gated else 2) * e * model.ffn_width
+
+
+def _ring_working(parallel: ParallelConfig, model: ModelConfig, e: int) -> int:
+    q, k = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    return 4 * q + 3 * 8 * k + 2 * e * 2 * k if parallel.cp > parallel.ulysses else 0
 
 
 def _pending(model: ModelConfig, e: int, tp: int) -> int:
@@ -104,14 +117,21 @@ def part_kept(config: Config, tp: int, part: Part) -> int:
     per_token, layers = TokenBytes.of(config, tp), len(part.layers)
     kept = layers * (per_token.hidden if config.train.recompute else per_token.block)
     kept += per_token.head if part.last else per_token.hidden  # a stage keeps what it sent
-    rotary = 4 * config.model.head_dim * config.data.seq_len
-    return config.train.micro_batch * config.data.seq_len * kept + rotary
+    own = config.parallel.cp > 1 or config.data.document_mask  # positions of each sequence
+    rows = config.train.micro_batch if own else 1
+    rotary = 4 * config.model.head_dim * rows * config.data.seq_len // config.parallel.cp
+    return rank_tokens(config) * kept + rotary
+
+
+def rank_tokens(config: Config) -> int:
+    """Tokens of one micro-batch on one rank, tensor parallelism apart."""
+    return config.train.micro_batch * config.data.seq_len // config.parallel.cp
 
 
 def activations(config: Config, degrees: Degrees, pp_index: int) -> int:
     """Most bytes of activations on a rank at once, the gradients inside a backward included."""
     per_token = TokenBytes.of(config, degrees.tp)
-    tokens = config.train.micro_batch * config.data.seq_len
+    tokens = rank_tokens(config)
     stages = stage_map(config)
     parts = [stages.parts[number] for number in stages.of_rank(pp_index)]
     kept = [part_kept(config, degrees.tp, part) for part in parts]

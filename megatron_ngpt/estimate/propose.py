@@ -95,8 +95,12 @@ class Proposal:
         A ring through several nodes leaves each once, so that the members of a group on a node
         share their ports.
         """
-        apart = {"tp": 1, "dp": self.degrees.tp, "pp": self.degrees.tp * self.degrees.dp}[axis]
-        if apart * getattr(self.degrees, axis) <= machine.node:
+        degrees = self.degrees
+        # dp's collectives go over dp and cp
+        ranks = degrees.replicas if axis == "dp" else getattr(degrees, axis)
+        whole = degrees.tp * degrees.replicas
+        apart = {"tp": 1, "cp": degrees.tp, "dp": degrees.tp, "pp": whole}[axis]
+        if apart * ranks <= machine.node:
             return machine.inside
         together = 1 if axis == "pp" else max(1, machine.node // apart)
         return min(machine.inside, together * machine.between)
@@ -104,7 +108,8 @@ class Proposal:
     @property
     def name(self) -> str:
         """What tells it from the others."""
-        axes = [f"{axis} {getattr(self.degrees, axis)}" for axis in ("dp", "tp", "pp")]
+        shown = ("dp", "cp", "tp", "pp") if self.degrees.cp > 1 else ("dp", "tp", "pp")
+        axes = [f"{axis} {getattr(self.degrees, axis)}" for axis in shown]
         words = [*axes, f"ZeRO {self.config.optim.zero_stage}"]
         words.append(f"micro_batch {self.config.train.micro_batch}")
         return ", ".join(words + ["recompute"] * self.config.train.recompute)
@@ -156,7 +161,7 @@ def _settings(config: Config, machine: Machine) -> Iterator[Config]:
     stages: tuple[Literal[0, 1, 2, 3], ...] = (0, 1, 2, 3)
     recompute = (True,) if config.train.recompute else (False, True)
     for pp, tp, stage, again in product(pipelines, widths, stages, recompute):
-        if machine.gpus % (pp * tp) == 0 and (pp == 1 or stage < 2):
+        if machine.gpus % (pp * tp * config.parallel.cp) == 0 and (pp == 1 or stage < 2):
             split = config.parallel.layers_per_stage if pp == config.parallel.pp else ()
             yield replace(
                 config,

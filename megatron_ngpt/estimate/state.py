@@ -57,7 +57,7 @@ class RankState:
     Attributes:
         vectors: elements of each scaling vector, in the optimizer's order, tp's share.
         matrices: elements of each matrix, likewise, tp's padding included.
-        dp: ranks that share the optimizer state.
+        dp: ranks that share the optimizer state, those of cp among them.
         stage: of ZeRO.
         copies: whether the matrices are bf16 copies beside fp32 masters.
         settings: DeepSpeed's ``zero_optimization`` section.
@@ -81,7 +81,7 @@ class RankState:
         return cls(
             vectors=tuple(sizes[True]),
             matrices=tuple(sizes[False]),
-            dp=degrees.dp,
+            dp=degrees.replicas,
             stage=config.optim.zero_stage,
             copies=uses_low_precision_copy(config),
             settings=deepspeed["zero_optimization"],

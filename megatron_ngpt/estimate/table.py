@@ -54,13 +54,14 @@ def _headline(config: Config, degrees: Degrees) -> str:
 
 
 def _groups(degrees: Degrees) -> Iterator[str]:
-    """Which global ranks belong together along tp and dp."""
+    """Which global ranks belong together along tp, cp and dp."""
     world = prod(degrees.shape)
-    for axis, apart in (("tp", 1), ("dp", degrees.tp * degrees.cp)):
+    for axis, apart in (("tp", 1), ("cp", degrees.tp), ("dp", degrees.tp * degrees.cp)):
         size = getattr(degrees, axis)
         if size > 1:
             first = ranks_of([apart * place for place in range(size)])
-            yield f"{axis} groups   {world // size} of {size} ranks, the first: {first}"
+            how = f"; ulysses {degrees.ulysses}, ring {degrees.ring}" if axis == "cp" else ""
+            yield f"{axis} groups   {world // size} of {size} ranks, the first: {first}{how}"
 
 
 def ranks_of(ranks: Sequence[int]) -> str:
@@ -148,7 +149,7 @@ def differences(config: Config, degrees: Degrees) -> Iterator[str]:
     if config.train.dtype == "bf16" and not uses_low_precision_copy(config):
         reason = "a pipeline" if degrees.pp > 1 else f"ZeRO {config.optim.zero_stage}"
         yield f"with {reason} bf16 runs keep fp32 weights and cast them where they are used"
-    if config.optim.zero_stage and degrees.dp == 1:
+    if config.optim.zero_stage and degrees.replicas == 1:
         yield f"dp = 1: ZeRO {config.optim.zero_stage} has no ranks to shard over"
     padded = degrees.tp * local_rows(config.model.vocab_size, degrees.tp)
     if padded != config.model.vocab_size:

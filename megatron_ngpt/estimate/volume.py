@@ -1,7 +1,8 @@
 """Bytes that one rank communicates in one step, axis by axis.
 
 n parameters in the rank's model, A micro-batches, h = micro_batch * seq_len * D * e bytes of hidden
-states, L layers on the rank:
+states, L layers on the rank; with context parallelism h is a rank's share and dp stands for the
+ranks of dp and cp; Q and K query and key features of a rank, t its tokens:
 
     dp, stage 0   all-reduce 4 n
         stage 1   all-reduce 4 n, all-gather of the weights (2 n as bf16 copies, else 4 n)
@@ -12,6 +13,10 @@ states, L layers on the rank:
         1, 2, 3   all-reduce of 4 bytes per unit vector: the projection
     tp            4 L + 1 per embedding and head: all-gather or reduce-scatter of h in forward, as
                   many in backward, per micro-batch; 4 L more with recomputation
+    cp, Ulysses   all-to-all of t e (Q + 2 K) there and t e Q back, per layer and micro-batch, and
+                  as much in backward; half as much again with recomputation
+        ring of R 2 t e K sent R - 1 times in forward, again in recomputation and in backward, where
+                  their gradients 8 t K follow R times
     pp            h / tp to the next stage and h / tp back, per micro-batch and boundary
 
 Left out: norms, losses, and what is a few bytes per token (the vocab-parallel loss).
@@ -23,24 +28,28 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from megatron_ngpt.config import Config
+from megatron_ngpt.estimate.activations import rank_tokens
 from megatron_ngpt.estimate.state import BF16, FP32, RankState, rank_parameters
 from megatron_ngpt.mesh.degrees import Degrees
-from megatron_ngpt.parallel.shard import local_shard
+from megatron_ngpt.parallel.shard import local_model, local_shard
 from megatron_ngpt.parallel.stages import stage_map
 
 
 class Traffic(NamedTuple):
     """One kind of collective, all its calls of a step together."""
 
-    axis: Literal["dp", "tp", "pp"]
-    operation: Literal["all-reduce", "all-gather", "reduce-scatter", "send"]
+    axis: Literal["dp", "cp", "tp", "pp"]
+    operation: Literal["all-reduce", "all-gather", "reduce-scatter", "all-to-all", "send"]
 
     size: int
     """Bytes of the whole tensors it works on: reduced, gathered or sent."""
 
     def sent(self, degrees: Degrees) -> int:
         """Bytes that leave a rank by the ring algorithm, which is optimal in bytes."""
-        ranks = getattr(degrees, self.axis)
+        if self.axis == "dp":
+            ranks = degrees.replicas
+        else:
+            ranks = degrees.ulysses if self.axis == "cp" else getattr(degrees, self.axis)
         if self.operation == "send":
             return self.size
         return (2 if self.operation == "all-reduce" else 1) * self.size * (ranks - 1) // ranks
@@ -50,8 +59,10 @@ def step_traffic(config: Config, degrees: Degrees, pp_index: int = 0) -> list[Tr
     """What a rank of this pipeline index communicates in a step, the module's table in numbers."""
     micro_batches = config.train.global_batch // (config.train.micro_batch * degrees.dp)
     found: list[Traffic] = []
-    if degrees.dp > 1:
+    if degrees.replicas > 1:
         found += _data_parallel(config, degrees, pp_index, micro_batches)
+    if degrees.cp > 1:
+        found += _context_parallel(config, degrees, pp_index, micro_batches)
     if degrees.tp > 1 or degrees.pp > 1:
         found += _between_layers(config, degrees, pp_index, micro_batches)
     return found
@@ -78,6 +89,25 @@ def _data_parallel(
         vectors = _unit_vectors(config, degrees, pp_index)
         yield Traffic("dp", "all-reduce", FP32 * vectors)
         yield Traffic("dp", "all-gather", _gathered(state, config, micro_batches))
+
+
+def _context_parallel(
+    config: Config, degrees: Degrees, pp_index: int, micro_batches: int
+) -> Iterator[Traffic]:
+    """Queries, keys, values and their gradients that cross ranks around and inside attention."""
+    stages = stage_map(config)
+    layers = sum(len(stages.parts[number].layers) for number in stages.of_rank(pp_index))
+    model, calls = local_model(config.model, degrees.tp), layers * micro_batches
+    q, k = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    element, tokens = (BF16 if config.train.dtype == "bf16" else FP32), rank_tokens(config)
+    forwards = 2 if config.train.recompute else 1
+    if degrees.ulysses > 1:
+        exchanged = tokens * element * (2 * q + 2 * k)
+        yield Traffic("cp", "all-to-all", (forwards + 1) * calls * exchanged)
+    if degrees.ring > 1:
+        pairs = (forwards + 1) * (degrees.ring - 1) * 2 * k * element
+        gradients = degrees.ring * 2 * k * FP32
+        yield Traffic("cp", "send", calls * tokens * (pairs + gradients))
 
 
 def _unit_vectors(config: Config, degrees: Degrees, pp_index: int) -> int:
@@ -109,7 +139,7 @@ def _between_layers(
     stages = stage_map(config)
     parts = [stages.parts[number] for number in stages.of_rank(pp_index)]
     element = BF16 if config.train.dtype == "bf16" else FP32
-    hidden = config.train.micro_batch * config.data.seq_len * config.model.width * element
+    hidden = rank_tokens(config) * config.model.width * element
     if degrees.tp > 1:
         layers, edges = sum(len(p.layers) for p in parts), sum(p.first + p.last for p in parts)
         halves = layers * (6 if config.train.recompute else 4) + edges

@@ -6,6 +6,7 @@ x [B, T, ...] with the tokens in dimension 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -32,6 +33,12 @@ def sum_gradient(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """
     same: Tensor = _SumGradient.apply(x, group)
     return same
+
+
+def exchange(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """[n, ...] with a piece for every rank -> [n, ...] with a piece from every rank."""
+    exchanged: Tensor = _Exchange.apply(x, group)
+    return exchanged
 
 
 def all_gather_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -71,6 +78,59 @@ class _SumAndSplitTokens(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         return all_gather_tokens(grads[0], ctx.group), None
+
+
+class _Exchange(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        return _all_to_all(x, group)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return _all_to_all(grads[0], ctx.group), None
+
+
+def _all_to_all(x: Tensor, group: dist.ProcessGroup) -> Tensor:
+    mine = x.contiguous()
+    theirs = torch.empty_like(mine)
+    dist.all_to_all_single(theirs, mine, group=group)
+    return theirs
+
+
+class PassedOn:
+    """Tensors on their way to the next rank of a ring while the previous rank's are arriving.
+
+    Sending begins at once; what is computed until :meth:`wait` overlaps with it.
+
+    Args:
+        tensors: sent, and of the shapes that arrive.
+        group: the ring, at least two ranks.
+    """
+
+    def __init__(self, tensors: Sequence[Tensor], group: dist.ProcessGroup) -> None:
+        self.sent = [tensor.contiguous() for tensor in tensors]  # alive until they have left
+        self.received = [torch.empty_like(tensor) for tensor in self.sent]
+        place, size = group.rank(), group.size()
+        after, before = (
+            dist.get_global_rank(group, (place + step) % size) for step in (1, size - 1)
+        )
+        self.works = dist.batch_isend_irecv(
+            [
+                dist.P2POp(kind, tensor, peer, group, tag)
+                for kind, peer, moved in (
+                    (dist.isend, after, self.sent),
+                    (dist.irecv, before, self.received),
+                )
+                for tag, tensor in enumerate(moved)
+            ]
+        )
+
+    def wait(self) -> list[Tensor]:
+        """The previous rank's tensors."""
+        for work in self.works:
+            work.wait()
+        return self.received
 
 
 class _SumGradient(torch.autograd.Function):

@@ -19,6 +19,8 @@ class Degrees:
     dp: int
     cp: int
     tp: int
+    ulysses: int = 1
+    """Of the cp ranks, how many exchange heads; consecutive ones."""
 
     @classmethod
     def of(cls, parallel: ParallelConfig, world_size: int) -> Degrees:
@@ -34,12 +36,28 @@ class Degrees:
                 f"{parallel.tp} * {parallel.pp} * {parallel.cp} = {model}: start a multiple of "
                 f"{model} processes or lower a degree"
             )
-        return cls(pp=parallel.pp, dp=world_size // model, cp=parallel.cp, tp=parallel.tp)
+        return cls(
+            pp=parallel.pp,
+            dp=world_size // model,
+            cp=parallel.cp,
+            tp=parallel.tp,
+            ulysses=parallel.ulysses,
+        )
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
         """Degrees in the order of :data:`AXES`."""
         return (self.pp, self.dp, self.cp, self.tp)
+
+    @property
+    def ring(self) -> int:
+        """Groups of Ulysses ranks that pass keys and values to each other."""
+        return self.cp // self.ulysses
+
+    @property
+    def replicas(self) -> int:
+        """Ranks that hold the same parameters and see other tokens: what ZeRO shards over."""
+        return self.dp * self.cp
 
     def coordinates(self, rank: int) -> dict[str, int]:
         """Index of a global rank along each axis."""

@@ -21,12 +21,35 @@ class Mesh:
     model_group: dist.ProcessGroup
     """Ranks that together hold one copy of the model: axes pp and tp."""
 
+    replica_group: dist.ProcessGroup
+    """Ranks that hold the same parameters and see other tokens: axes dp and cp."""
+
+    ulysses_group: dist.ProcessGroup
+    """Ranks of a cp group that exchange heads."""
+
+    ring_group: dist.ProcessGroup
+    """Ranks of a cp group that pass keys and values round."""
+
     @classmethod
     def build(cls, degrees: Degrees, device: torch.device) -> Mesh:
         """Create the process groups of every axis (collective over all ranks)."""
         made = init_device_mesh(device.type, degrees.shape, mesh_dim_names=AXES)
-        model_group = _model_group(degrees)
-        return cls(degrees=degrees, device=device, device_mesh=made, model_group=model_group)
+        dp, cp = made.get_group("dp"), made.get_group("cp")
+        both = degrees.dp > 1 and degrees.cp > 1
+        mixed = degrees.ring > 1 and degrees.ulysses > 1
+        return cls(
+            degrees=degrees,
+            device=device,
+            device_mesh=made,
+            model_group=_group(degrees, "pp", "tp"),
+            replica_group=_group(degrees, "dp", "ring", "ulysses")
+            if both
+            else cp
+            if degrees.cp > 1
+            else dp,
+            ulysses_group=_group(degrees, "ulysses") if mixed else cp,
+            ring_group=_group(degrees, "ring") if mixed else cp,
+        )
 
     def group(self, axis: str) -> dist.ProcessGroup:
         """Process group of the ranks that differ from this one in this axis only."""
@@ -42,12 +65,17 @@ class Mesh:
         return dist.get_rank()
 
 
-def _model_group(degrees: Degrees) -> dist.ProcessGroup:
-    """The group of this rank; every rank takes part in making every group."""
-    members: dict[tuple[int, int], list[int]] = {}
+def _group(degrees: Degrees, *axes: str) -> dist.ProcessGroup:
+    """Ranks that differ from this one in these axes only; all take part in making every group.
+
+    Axis cp goes by its two parts, ring and ulysses.
+    """
+    members: dict[tuple[int, ...], list[int]] = {}
     for rank in range(dist.get_world_size()):
         at = degrees.coordinates(rank)
-        members.setdefault((at["dp"], at["cp"]), []).append(rank)
+        at["ring"], at["ulysses"] = divmod(at.pop("cp"), degrees.ulysses)
+        fixed = tuple(place for axis, place in at.items() if axis not in axes)
+        members.setdefault(fixed, []).append(rank)
     mine = None
     for ranks in members.values():
         group = dist.new_group(ranks)

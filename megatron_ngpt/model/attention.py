@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from megatron_ngpt.config import ModelConfig
 from megatron_ngpt.ops.attention import Attend
+from megatron_ngpt.ops.documents import Documents
 from megatron_ngpt.ops.hypersphere import Scale
 from megatron_ngpt.ops.linear import Linear
 from megatron_ngpt.ops.qk_norm import rotary_qk_norm
@@ -55,7 +56,13 @@ class Attention(nn.Module):
         # unit queries and keys have products of order 1/sqrt(H): the factor is inverted (eq. 17)
         self.scale = model.head_dim ** (0.5 if model.is_ngpt else -0.5)
 
-    def forward(self, x_BTD: Tensor, rotary: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(
+        self,
+        x_BTD: Tensor,
+        rotary: Tensor,
+        cache: KeyValueCache | None = None,
+        documents: Documents | None = None,
+    ) -> Tensor:
         """[B, T, D] -> [B, T, D]; rotary is the table of these T positions."""
         q_BTNH = self.query(x_BTD).unflatten(-1, (-1, self.head_dim))
         k_BTKH = self.key(x_BTD).unflatten(-1, (-1, self.head_dim))
@@ -70,4 +77,5 @@ class Attention(nn.Module):
             k_BTKH = rotary_qk_norm(k_BTKH, rotary, style=self.rope_style)
         if cache is not None:
             k_BTKH, v_BTKH = cache.extend(k_BTKH, v_BTKH)
-        return self.output(self.attend(q_BTNH, k_BTKH, v_BTKH, self.scale).flatten(-2))
+        y_BTNH = self.attend(q_BTNH, k_BTKH, v_BTKH, self.scale, documents)
+        return self.output(y_BTNH.flatten(-2))

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from megatron_ngpt.config import ModelConfig, ScaleConfig
+from megatron_ngpt.model.again import computed_again, in_tiles, on_host
 from megatron_ngpt.model.attention import Attention, KeyValueCache
 from megatron_ngpt.model.mlp import build_mlp
 from megatron_ngpt.ops.attention import Attend, sdpa_attention
+from megatron_ngpt.ops.documents import Documents
 from megatron_ngpt.ops.hypersphere import Scale, residual_step
 from megatron_ngpt.ops.linear import Embedding, Linear
 from megatron_ngpt.ops.loss import cross_entropy
@@ -51,7 +53,12 @@ class PreNormResidual(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then MLP, each joined to the hidden state by its residual."""
+    """Attention, then MLP, each joined to the hidden state by its residual.
+
+    Attributes that decide what is kept for backward, set from outside:
+        again: which of attention and mlp are computed again, by name.
+        mlp_tile: tokens that the MLP works on at a time, each tile computed again; 0 for all.
+    """
 
     def __init__(self, model: ModelConfig, attend: Attend) -> None:
         super().__init__()
@@ -59,11 +66,33 @@ class Block(nn.Module):
         self.mlp = build_mlp(model)
         self.attention_residual = _residual(model, model.alpha_attention)
         self.mlp_residual = _residual(model, model.alpha_mlp, model.mlp_eps)
+        self.again: frozenset[str] = frozenset()
+        self.mlp_tile = 0
 
-    def forward(self, h: Tensor, rotary: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+    def forward(
+        self,
+        h: Tensor,
+        rotary: Tensor,
+        cache: KeyValueCache | None = None,
+        documents: Documents | None = None,
+    ) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        h = self.attention_residual(h, lambda x: self.attention(x, rotary, cache))
-        return self.mlp_residual(h, self.mlp)
+        h = self.attention_residual(h, lambda x: self._attend(x, rotary, cache, documents))
+        return self.mlp_residual(h, self._feed_forward)
+
+    def _attend(self, x: Tensor, *args: Any) -> Tensor:
+        if "attention" in self.again and self.training:
+            return computed_again(self.attention, x, *args)
+        output: Tensor = self.attention(x, *args)
+        return output
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
+        if self.mlp_tile:
+            return in_tiles(self.mlp, x, self.mlp_tile)
+        if "mlp" in self.again and self.training:
+            return computed_again(self.mlp, x)
+        output: Tensor = self.mlp(x)
+        return output
 
 
 def _residual(model: ModelConfig, alpha: ScaleConfig, eps: float = 0.0) -> nn.Module:
@@ -95,6 +124,8 @@ class NGPT(nn.Module):
         loss: (logits, targets) -> mean loss.
         sequence_shards: how many ranks share the tokens of h.
         recompute: whether to keep only each block's input for backward.
+        offload: whether to keep what blocks keep in the host's memory.
+        loss_chunk: tokens of each sequence whose logits are in memory at a time; 0 for all.
     """
 
     def __init__(
@@ -117,7 +148,8 @@ class NGPT(nn.Module):
         )
         self.loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
         self.sequence_shards = 1
-        self.recompute = False
+        self.recompute = self.offload = False
+        self.loss_chunk = 0
 
     def forward(
         self,
@@ -125,6 +157,7 @@ class NGPT(nn.Module):
         targets_BT: Tensor | None = None,
         positions: Tensor | None = None,
         caches: Sequence[KeyValueCache] | None = None,
+        first_BS: Tensor | None = None,
     ) -> Tensor:
         """Fp32 logits [B, T, V], or the mean cross-entropy in nats when targets are given.
 
@@ -135,20 +168,43 @@ class NGPT(nn.Module):
             targets_BT: the ids that follow; only the last part looks at them.
             positions: [T] or [B, T]; 0..T-1 when not given.
             caches: one per block, for generation.
+            first_BS: where each token's document begins, of the B whole sequences, of which the T
+                tokens may be a part (``ops.documents.first_tokens``); attention keeps within
+                documents when given.
         """
         h = x if self.embed is None else self.embed(x)
         if positions is None:
             positions = torch.arange(h.shape[1] * self.sequence_shards, device=h.device)
         rotary = rotary_table(positions, self.config.rotary_dim, self.config.rope_theta)
-        for number, block in enumerate(self.blocks.values()):
-            if self.recompute and self.training:
-                h = checkpoint(block, h, rotary, use_reentrant=False)
-            else:
-                h = block(h, rotary, None if caches is None else caches[number])
+        documents = None if first_BS is None else Documents(first_BS)
+        with on_host(self.offload and self.training, h.device):
+            for number, block in enumerate(self.blocks.values()):
+                if self.recompute and self.training:
+                    h = computed_again(block, h, rotary, None, documents)
+                else:
+                    h = block(h, rotary, None if caches is None else caches[number], documents)
         if self.head is None:
             return h
-        logits_BTV = self.logits(h)
-        return logits_BTV if targets_BT is None else self.loss(logits_BTV, targets_BT)
+        return self.logits(h) if targets_BT is None else self._mean_loss(h, targets_BT)
+
+    def _mean_loss(self, h_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean cross-entropy; with ``loss_chunk`` the head runs on some tokens at a time.
+
+        A chunk takes tokens of every rank that shares h, so that gathering them gives as many of
+        each rank's part of the targets.
+        """
+        if not self.loss_chunk:
+            return self.loss(self.logits(h_BTD), targets_BT)
+        size = max(1, self.loss_chunk // self.sequence_shards)
+        by_rank = targets_BT.unflatten(1, (self.sequence_shards, -1)).split(size, dim=2)
+        total = h_BTD.new_zeros((), dtype=torch.float32)
+        for h_BtD, targets in zip(h_BTD.split(size, dim=1), by_rank, strict=True):
+            mean = computed_again(self._chunk_loss, h_BtD, targets.flatten(1))
+            total = total + mean * (targets.numel() / targets_BT.numel())
+        return total
+
+    def _chunk_loss(self, h_BtD: Tensor, targets_Bt: Tensor) -> Tensor:
+        return self.loss(self.logits(h_BtD), targets_Bt)
 
     def logits(self, h_BTD: Tensor) -> Tensor:
         """Fp32 logits [B, T, V] of final hidden states; nGPT scales them by s_z (eq. 3)."""

@@ -1,18 +1,42 @@
-"""Causal softmax attention, one function; sole home of flash-attn."""
+"""Causal softmax attention, within documents if asked; sole home of flash-attn.
+
+Documents of different lengths are one call of a kernel for many (arXiv 2307.08691) on a GPU in half
+precision, and one call each elsewhere: no [T, T] mask in either case.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.nn.attention.varlen import varlen_attn
 
 from megatron_ngpt.extras import available, require
+from megatron_ngpt.ops.documents import Documents
 
-Attend = Callable[[Tensor, Tensor, Tensor, float], Tensor]
-"""(q [B, T, N, H], k [B, S, K, H], v [B, S, K, H], scale) -> [B, T, N, H], causal, with the T
-queries standing at the last T of the S positions; N is a multiple of K."""
+HALF = (torch.bfloat16, torch.float16)
+
+
+class Attend(Protocol):
+    """What the model calls for attention, whoever computes it and wherever the tokens are."""
+
+    def __call__(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, documents: Documents | None = None, /
+    ) -> Tensor:
+        """Causal attention, within each document where documents are given.
+
+        Args:
+            q: [B, T, N, H]; the T queries stand at the last T of the S positions.
+            k: [B, S, K, H]; N is a multiple of K. S is T where documents are given.
+            v: [B, S, K, H].
+            scale: factor of the products q k.
+            documents: of the B whole sequences.
+
+        Returns:
+            [B, T, N, H].
+        """
 
 
 def pick_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> Attend:
@@ -22,7 +46,7 @@ def pick_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> Att
         ValueError: flash was asked for where it cannot run.
         ModuleNotFoundError: flash was asked for and flash-attn is not installed.
     """
-    fits = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16)
+    fits = device.type == "cuda" and dtype in HALF
     if wanted == "flash" and not fits:
         raise ValueError(
             f"engine.attention = flash needs a CUDA device and bf16, not {device.type} and "
@@ -34,8 +58,18 @@ def pick_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> Att
     return sdpa_attention
 
 
-def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """torch's scaled_dot_product_attention; runs everywhere. Shapes as in :data:`Attend`."""
+def sdpa_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, documents: Documents | None = None
+) -> Tensor:
+    """torch's scaled_dot_product_attention; runs everywhere. Shapes as in :class:`Attend`."""
+    if documents is None:
+        return _sdpa(q, k, v, scale)
+    if q.is_cuda and q.dtype in HALF:
+        return _torch_varlen(q, k, v, scale, documents)
+    return _each_document(q, k, v, scale, documents)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     queries, keys = q.shape[1], k.shape[1]
     mask = None
     if 1 < queries < keys:  # a chunk after a cache: is_causal would align it to the top left
@@ -52,7 +86,46 @@ def sdpa_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return out.transpose(1, 2)
 
 
-def flash_attention(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-    """flash-attn (Dao, arXiv 2307.08691), CUDA and half precision; shapes as in :data:`Attend`."""
+@torch.compiler.disable  # the number of documents changes with every batch
+def _each_document(q: Tensor, k: Tensor, v: Tensor, scale: float, documents: Documents) -> Tensor:
+    """One call per document; exact in every dtype."""
+    found = [
+        _sdpa(q[row, None, start:stop], k[row, None, start:stop], v[row, None, start:stop], scale)
+        for row, start, stop in documents
+    ]
+    return torch.cat(found, dim=1).view(*q.shape[:-1], v.shape[-1])
+
+
+@torch.compiler.disable
+def _torch_varlen(q: Tensor, k: Tensor, v: Tensor, scale: float, documents: Documents) -> Tensor:
+    """torch's own kernel for sequences of different lengths, CUDA and half precision."""
+    longest = documents.longest
+    out = varlen_attn(
+        q.flatten(0, 1),
+        k.flatten(0, 1),
+        v.flatten(0, 1),
+        documents.offsets,
+        documents.offsets,
+        longest,
+        longest,
+        scale=scale,
+        window_size=(-1, 0),  # causal
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    assert isinstance(out, Tensor)
+    return out.view(*q.shape[:-1], v.shape[-1])
+
+
+def flash_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, documents: Documents | None = None
+) -> Tensor:
+    """flash-attn (Dao, arXiv 2307.08691), CUDA and half precision; shapes as in :class:`Attend`."""
     flash = require("flash_attn", "gpu", "engine.attention = flash")
-    return flash.flash_attn_func(q, k, v, softmax_scale=scale, causal=True)
+    if documents is None:
+        return flash.flash_attn_func(q, k, v, softmax_scale=scale, causal=True)
+    flat = (x.flatten(0, 1) for x in (q, k, v))
+    offsets, longest = documents.offsets, documents.longest
+    out = flash.flash_attn_varlen_func(
+        *flat, offsets, offsets, longest, longest, softmax_scale=scale, causal=True
+    )
+    return out.view(*q.shape[:-1], v.shape[-1])

@@ -12,11 +12,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from megatron_ngpt.config import Config
+from megatron_ngpt.config import Config, TrainConfig
 from megatron_ngpt.mesh.mesh import Mesh
-from megatron_ngpt.model.ngpt import NGPT, Part
+from megatron_ngpt.model.ngpt import NGPT, Block, Part
 from megatron_ngpt.model.spec import parameter_table
 from megatron_ngpt.ops.attention import Attend
+from megatron_ngpt.parallel.context import context_attention
 from megatron_ngpt.parallel.shard import local_model, local_shard
 from megatron_ngpt.parallel.tensor import apply_tensor_parallel
 
@@ -28,9 +29,15 @@ class Parts(nn.Module):
         super().__init__()
         self.parts = nn.ModuleList(parts)
 
-    def forward(self, tokens: Tensor, targets: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        tokens: Tensor,
+        targets: Tensor | None = None,
+        positions: Tensor | None = None,
+        first: Tensor | None = None,
+    ) -> Tensor:
         """Without pipeline parallelism: the whole model, see :meth:`NGPT.forward`."""
-        output: Tensor = self.parts[0](tokens, targets)
+        output: Tensor = self.parts[0](tokens, targets, positions, first_BS=first)
         return output
 
 
@@ -50,7 +57,7 @@ def build_parts(
 ) -> Parts:
     """Build this rank's parts on the mesh's device, parameters allocated but not filled."""
     tp = mesh.degrees.tp
-    narrow = local_model(config.model, tp)
+    narrow, attend = local_model(config.model, tp), context_attention(mesh, attend, dtype)
     with torch.device(mesh.device):
         built = Parts([NGPT(narrow, dtype, attend, part) for part in parts])
     for part in built.parts:
@@ -59,8 +66,17 @@ def build_parts(
             spec = parameter_table(config.model)["head.weight"]
             vocabulary = local_shard(spec, mesh.degrees, mesh.index("tp"))
             apply_tensor_parallel(part, vocabulary, mesh.group("tp"))
-        part.recompute = config.train.recompute
+        _save_memory(part, config.train)
         if config.train.compile:
             for block in part.blocks.values():
                 block.compile()
     return built
+
+
+def _save_memory(part: NGPT, train: TrainConfig) -> None:
+    """Hand on what the run says about keeping and computing again."""
+    part.recompute, part.offload = train.recompute, train.offload
+    part.loss_chunk = train.loss_chunk
+    for block in part.blocks.values():
+        assert isinstance(block, Block)
+        block.again, block.mlp_tile = frozenset(train.recompute_parts), train.mlp_tile

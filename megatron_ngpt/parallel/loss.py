@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_ngpt.ops.documents import IGNORED
+
 
 def vocab_parallel_cross_entropy(
     logits: Tensor, targets: Tensor, first: int, rows: int, group: dist.ProcessGroup
@@ -20,7 +22,8 @@ def vocab_parallel_cross_entropy(
     Args:
         logits: this rank's columns [B, T, V / tp], of which the first ``rows`` are token ids and
             the rest padding that takes no part.
-        targets: global token ids [B, T].
+        targets: global token ids [B, T]; one that is ``IGNORED`` adds nothing but counts in the
+            mean.
         first: token id of the first column.
         rows: token ids among the columns; may be 0.
         group: the ranks that hold the other columns.
@@ -48,9 +51,11 @@ class _CrossEntropy(torch.autograd.Function):
         sums = torch.stack((softmax.sum(-1), own))
         dist.all_reduce(sums, group=group)
         total, target_logit = sums
+        counted = targets != IGNORED
         softmax /= total[:, None]
+        softmax *= counted[:, None]
         ctx.save_for_backward(softmax, column, here)
-        return (total.log() + largest - target_logit).mean()
+        return (total.log() + largest - target_logit).where(counted, 0.0).mean()
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None, None, None]:

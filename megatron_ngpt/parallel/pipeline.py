@@ -19,6 +19,7 @@ from megatron_ngpt.config import Config
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.model.ngpt import NGPT
 from megatron_ngpt.parallel.apply import Parts
+from megatron_ngpt.parallel.context import Inputs
 from megatron_ngpt.parallel.stages import StageMap
 
 SCHEDULES: dict[str, Callable[..., Any]] = {
@@ -36,8 +37,8 @@ class _Stage(nn.Module):
         super().__init__()
         self.part = part
 
-    def forward(self, x: Tensor, targets: Tensor) -> Tensor:
-        output: Tensor = self.part(x, targets)
+    def forward(self, x: Tensor, targets: Tensor, **places: Tensor) -> Tensor:
+        output: Tensor = self.part(x, targets, **places)
         return output.view(1) if self.part.part.last else output
 
 
@@ -70,18 +71,19 @@ class Pipeline:
             config.train.micro_batch * mesh.degrees.dp
         )
         self.modules = {n: _Stage(part) for n, part in zip(self.mine, parts.parts, strict=True)}  # type: ignore[arg-type]
+        self.weight: float | Tensor = 1.0
         self._shapes(config, next(iter(self.modules.values())).part)
         made = [self._stage(number) for number in self.mine]
         self.schedule = SCHEDULES[config.parallel.schedule](
             made[0] if config.parallel.schedule == "1f1b" else made,
             n_microbatches=self.micro_batches,
-            loss_fn=lambda output, _: output.squeeze(0) / self.micro_batches,
+            loss_fn=lambda output, _: output.squeeze(0) * self.weight / self.micro_batches,
             scale_grads=False,  # the loss is scaled: gradients may be summed elsewhere meanwhile
         )
 
     def _shapes(self, config: Config, part: NGPT) -> None:
         """What passes between stages, so that torch need not run the model to find out."""
-        rows, seq_len = config.train.micro_batch, config.data.seq_len
+        rows, seq_len = config.train.micro_batch, config.data.seq_len // self.mesh.degrees.cp
         dtype = torch.bfloat16 if config.train.dtype == "bf16" else torch.float32
         with torch.device("meta"):
             self.tokens = torch.empty(rows, seq_len, dtype=torch.int64)
@@ -101,30 +103,37 @@ class Pipeline:
             group=self.mesh.group("pp"),
         )
 
-    def backward(self, tokens: Tensor, targets: Tensor) -> Tensor:
+    def backward(self, inputs: Inputs, weight: float | Tensor = 1.0) -> Tensor:
         """Accumulate gradients of all micro-batches; mean loss on the last stage's rank, else 0.
 
         Args:
-            tokens: [accumulation, micro_batch, T], the same on every rank of the pipeline.
-            targets: likewise.
+            inputs: [accumulation, micro_batch, ...], the same on every rank of the pipeline.
+            weight: factor of the loss.
         """
         losses: list[Tensor] = []
-        first = (tokens.flatten(0, 1),) if 0 in self.mine else ()
-        goal = targets.flatten(0, 1)
+        self.weight = weight
+        flat = {name: x.flatten(0, 1) for name, x in inputs._asdict().items() if x is not None}
+        tokens = flat.pop("tokens")
+        first = (tokens,) if 0 in self.mine else ()
+        if "first" in flat:
+            flat["first_BS"] = flat.pop("first")
         # outputs that the schedule collects would keep the graph of every micro-batch of the step
-        self.schedule.step(*first, target=goal, losses=losses, return_outputs=False, targets=goal)
+        self.schedule.step(
+            *first, target=flat["targets"], losses=losses, return_outputs=False, **flat
+        )
         return torch.stack(losses).sum().detach() if losses else self._zero()
 
-    def forward(self, tokens: Tensor, targets: Tensor | None) -> Tensor | None:
+    def forward(self, inputs: Inputs) -> Tensor | None:
         """One micro-batch through all stages without gradients, a stage at a time.
 
         Returns:
             The last part's output on its rank, None elsewhere.
         """
+        tokens, targets, positions, first = inputs
         h: Tensor | None = tokens
         for number, part in enumerate(self.stages.parts):
             if number in self.mine:
-                h = self.modules[number].part(h, targets)
+                h = self.modules[number].part(h, targets, positions, first_BS=first)
             if not part.last:
                 h = self._pass_on(h, number, tokens.shape)
         return h if self.count - 1 in self.mine else None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from math import gcd
+
 from megatron_ngpt.config import Config, check_batch
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.parallel.shard import local_model
@@ -15,10 +17,25 @@ def check_topology(config: Config, degrees: Degrees) -> None:
         ValueError: naming the setting, its value and the way out.
     """
     check_batch(config, degrees.dp)
-    local_model(config.model, degrees.tp)
+    check_heads(config, degrees)
     stages = stage_map(config)
     if degrees.pp > 1:
         _check_micro_batches(config, degrees, len(stages.parts))
+
+
+def check_heads(config: Config, degrees: Degrees) -> None:
+    """Heads are dealt out to tensor-parallel ranks and then to Ulysses ranks.
+
+    Raises:
+        ValueError: a head would have to be split.
+    """
+    heads, n = local_model(config.model, degrees.tp).kv_heads, degrees.ulysses
+    if heads % n:
+        raise ValueError(
+            f"parallel.ulysses = {n} (0 means parallel.cp) does not divide the {heads} key heads "
+            f"of a rank (model.kv_heads / parallel.tp): set it to {gcd(heads, degrees.cp)}, and "
+            "the rest of parallel.cp passes keys and values round a ring"
+        )
 
 
 def _check_micro_batches(config: Config, degrees: Degrees, stages: int) -> None:

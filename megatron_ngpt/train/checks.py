@@ -51,8 +51,7 @@ def check(engine: Engine) -> dict[str, float]:
 
 def _differences(engine: Engine) -> Iterator[tuple[Difference, int]]:
     """What differs in this rank's groups, with this rank's own hash; collective over dp and tp."""
-    for axis, held in _replicas(engine):
-        group = engine.mesh.group(axis)
+    for axis, group, held in _replicas(engine):
         hashes = torch.stack([_hash(values) for _, values in held])
         extremes = torch.stack((hashes, ~hashes))  # the largest ~x is ~ of the smallest x
         dist.all_reduce(extremes, op=dist.ReduceOp.MAX, group=group)
@@ -61,20 +60,23 @@ def _differences(engine: Engine) -> Iterator[tuple[Difference, int]]:
             yield Difference(held[index][0], axis, ranks), int(hashes[index])
 
 
-def _replicas(engine: Engine) -> Iterator[tuple[str, list[tuple[str, Tensor]]]]:
-    """Parameters that are held alike along dp, then those along tp.
+def _replicas(
+    engine: Engine,
+) -> Iterator[tuple[str, dist.ProcessGroup, list[tuple[str, Tensor]]]]:
+    """Parameters that are held alike along dp and cp, then those along tp.
 
-    ZeRO-3 holds nothing alike along dp, and along tp the same pieces of the same parameters.
+    ZeRO-3 holds nothing alike along dp and cp, and along tp the same pieces of the same parameters.
     """
     degrees = engine.mesh.degrees
     if engine.config.optim.zero_stage < 3:
         held = [(name, p.data) for name, p in table_parameters(engine.deepspeed.module)]
-        if degrees.dp > 1:
-            yield "dp", held
+        if degrees.replicas > 1:
+            yield ("dp" if degrees.cp == 1 else "dp and cp"), engine.mesh.replica_group, held
     else:
         held = [(f.spec.name, f.master) for f in engine.masters.fragments]
     if degrees.tp > 1:
-        yield "tp", [(name, values) for name, values in held if engine.shards[name].replicated]
+        copied = [(name, values) for name, values in held if engine.shards[name].replicated]
+        yield "tp", engine.mesh.group("tp"), copied
 
 
 def _hash(values: Tensor) -> Tensor:

@@ -3,7 +3,9 @@
 import contextlib
 import json
 import types
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -88,6 +90,33 @@ def distance_from_sphere(weights: dict[str, Tensor]) -> float:
     )
 
 
+def documents_of(config: Config, tokens: Tensor) -> Iterator[tuple[int, slice]]:
+    """Every document of some sequences: which sequence, and where; the sequence if all are one."""
+    for row, ids in enumerate(tokens.tolist()):
+        ends = [n + 1 for n, token in enumerate(ids) if token == config.data.eod]
+        bounds = [0, *(ends if config.data.document_mask else ()), len(ids)]
+        yield from ((row, slice(*pair)) for pair in pairwise(bounds) if pair[0] < pair[1])
+
+
+def plain_logits(config: Config, model: NGPT, tokens: Tensor) -> Tensor:
+    """Logits [B, T, V], each document a sequence of its own."""
+    if not config.data.document_mask:
+        return model(tokens)
+    found = torch.zeros(*tokens.shape, config.model.vocab_size)
+    for row, where in documents_of(config, tokens):
+        found[row, where] = model(tokens[row, None, where])[0]
+    return found
+
+
+def plain_loss(config: Config, model: NGPT, rows: Tensor) -> Tensor:
+    """Mean loss of sequences [B, T + 1] over the targets that are in their token's document."""
+    tokens, targets = rows[:, :-1], rows[:, 1:]
+    if not config.data.document_mask:
+        return model(tokens, targets)
+    logits, counted = plain_logits(config, model, tokens), tokens != config.data.eod
+    return torch.nn.functional.cross_entropy(logits[counted], targets[counted])
+
+
 def train_plainly(config: Config, tokens: Tensor) -> Record:
     """One process, whole batches, plain autograd, plain AdamW, plain normalisation; all fp32."""
     model, record = NGPT(config.model), Record()
@@ -104,7 +133,7 @@ def train_plainly(config: Config, tokens: Tensor) -> Record:
     for step, rows in enumerate(tokens):
         for group in adam.param_groups:
             group["lr"] = learning_rate(config, step)
-        loss = model(rows[:, :-1], rows[:, 1:])
+        loss = plain_loss(config, model, rows)
         loss.backward()
         limit = optim.grad_clip or float("inf")
         record.norms.append(float(torch.nn.utils.clip_grad_norm_(named.values(), limit)))

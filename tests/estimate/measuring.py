@@ -93,7 +93,7 @@ def _gradients(engine: Engine) -> int:
     return sum(found.values())
 
 
-def kept_bytes(model: nn.Module, x: Tensor, y: Tensor) -> int:
+def kept_bytes(model: nn.Module, *inputs: Tensor | None) -> int:
     """Bytes that a forward pass keeps for its backward, parameters apart."""
     parameters = held(model.parameters())
     kept: dict[int, Tensor] = {}
@@ -104,7 +104,7 @@ def kept_bytes(model: nn.Module, x: Tensor, y: Tensor) -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        loss = model(x, y)
+        loss = model(*inputs)
     assert loss.requires_grad
     return sum(tensor.untyped_storage().nbytes() for tensor in kept.values())
 

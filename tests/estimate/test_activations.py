@@ -1,6 +1,7 @@
 """What forward keeps for backward, against what autograd really saves."""
 
 from dataclasses import replace
+from itertools import product, starmap
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.model.ngpt import Part
 from megatron_ngpt.ops.attention import sdpa_attention
 from megatron_ngpt.parallel.apply import build_parts, table_parameters
+from megatron_ngpt.parallel.context import shared_inputs
 from megatron_ngpt.parallel.stages import stage_map
 from tests.distributed import CPU, run
 from tests.estimate.measuring import kept_bytes
@@ -44,7 +46,8 @@ def _kept(mesh: Mesh, config: Config, part: Part) -> tuple[int, int]:
             parameter.data = parameter.data.bfloat16()
     rows, length = config.train.micro_batch, config.data.seq_len
     tokens = torch.randint(config.model.vocab_size, (rows, length))
-    return kept_bytes(built.train(), tokens, tokens), part_kept(config, mesh.degrees.tp, part)
+    inputs = shared_inputs(config, mesh, tokens, tokens)
+    return kept_bytes(built.train(), *inputs), part_kept(config, mesh.degrees.tp, part)
 
 
 def _kept_each(mesh, configs):
@@ -66,6 +69,17 @@ def test_as_autograd_saves_them(tp):
         for dtype in ("fp32", "bf16")
     ]
     for config, (kept, estimate) in zip(configs, run(tp, _kept_each, configs)[0], strict=True):
+        assert estimate == pytest.approx(kept, rel=TOLERANCE), config
+
+
+def test_a_rank_that_shares_sequences_keeps_its_share():
+    """Ulysses also keeps what attention gave before it was exchanged back."""
+    configs = [
+        replace(config, parallel=ParallelConfig(cp=2, ulysses=ulysses))
+        for config in starmap(_config, product(("ngpt", "gpt"), ("fp32", "bf16"), (False, True)))
+        for ulysses in (1, 2)
+    ]
+    for config, (kept, estimate) in zip(configs, run(2, _kept_each, configs)[0], strict=True):
         assert estimate == pytest.approx(kept, rel=TOLERANCE), config
 
 

@@ -88,7 +88,8 @@ def test_two_ranks(overrides):
         _config(overrides, accumulate=8, pp=2, schedule=schedule)
         for schedule in ("1f1b", "interleaved", "zero_bubble", "zbv")
     ]
-    _compare(2, stages + shards + pipelines)
+    contexts = [_config(overrides, cp=2, ulysses=ulysses) for ulysses in (1, 2)]
+    _compare(2, stages + shards + pipelines + contexts)
 
 
 @pytest.mark.slow

@@ -83,6 +83,15 @@ def test_tensor_and_pipeline_parallel():
             assert formula == pytest.approx(counted, rel=left_out, abs=LEFT_OUT), config
 
 
+def test_context_parallel():
+    """What a rank exchanges, in whole buffers, and what it sends round the ring."""
+    configs = [_config(cp=4, ulysses=u, recompute=again) for u in (1, 2) for again in (False, True)]
+    configs += [_config(stage=3, dtype="fp32", cp=4, ulysses=2), _config(pp=2, cp=2, ulysses=1)]
+    for rank in run(4, _count, configs):
+        for config, (counted, formula) in zip(configs, rank, strict=True):
+            assert formula == pytest.approx(counted, abs=LEFT_OUT), config
+
+
 def test_what_leaves_a_rank():
     """A ring passes on all but its own share, twice for an all-reduce."""
     degrees = Degrees(pp=2, dp=4, cp=1, tp=2)

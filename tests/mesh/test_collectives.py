@@ -6,7 +6,13 @@ All numbers are small integers in fp64, so every sum is exact and equality is eq
 import pytest
 import torch
 
-from megatron_ngpt.mesh.collectives import gather_tokens, sum_and_split_tokens, sum_gradient
+from megatron_ngpt.mesh.collectives import (
+    PassedOn,
+    exchange,
+    gather_tokens,
+    sum_and_split_tokens,
+    sum_gradient,
+)
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.mesh import Mesh
 from tests.distributed import CPU, run
@@ -97,3 +103,39 @@ def test_the_gradient_handed_in_is_not_overwritten():
     for rank, (handed_in, gradient) in enumerate(run(2, _gradient_twice)):
         assert handed_in.tolist() == [rank + 1.0] * 2
         assert gradient.tolist() == [3.0] * 2
+
+
+def _exchanged(mesh):
+    n = mesh.degrees.dp
+    x = integers(n, 2, 3, seed=mesh.rank).requires_grad_()
+    y = exchange(x.transpose(1, 2), mesh.group("dp"))
+    y.backward(integers(n, 3, 2, seed=100 + mesh.rank))
+    return y.detach(), x.grad
+
+
+def test_an_exchange_gives_every_rank_its_piece_of_all():
+    found = run(3, _exchanged)
+    inputs = [integers(3, 2, 3, seed=rank).transpose(1, 2) for rank in range(3)]
+    weights = [integers(3, 3, 2, seed=100 + rank) for rank in range(3)]
+    for rank, (output, gradient) in enumerate(found):
+        assert torch.equal(output, torch.stack([theirs[rank] for theirs in inputs]))
+        back = torch.stack([theirs[rank] for theirs in weights])
+        assert torch.equal(gradient, back.transpose(1, 2))
+
+
+def _passed_on(mesh):
+    pair = [torch.full((2, 3), float(mesh.rank)).T, torch.arange(4.0) + mesh.rank]
+    seen = []
+    for _ in range(mesh.degrees.dp):
+        pair = PassedOn(pair, mesh.group("dp")).wait()
+        seen.append([tensor.clone() for tensor in pair])
+    return seen
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_what_is_passed_on_comes_from_the_rank_before_and_goes_round(ranks):
+    for rank, seen in enumerate(run(ranks, _passed_on)):
+        for step, (first, second) in enumerate(seen, 1):
+            source = (rank - step) % ranks
+            assert torch.equal(first, torch.full((3, 2), float(source)))
+            assert torch.equal(second, torch.arange(4.0) + source)

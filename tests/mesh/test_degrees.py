@@ -13,7 +13,7 @@ small = st.integers(1, 4)
 @given(tp=small, pp=small, cp=small, dp=small)
 def test_dp_is_what_is_left(tp, pp, cp, dp):
     found = Degrees.of(ParallelConfig(tp=tp, pp=pp, cp=cp), tp * pp * cp * dp)
-    assert found == Degrees(pp=pp, dp=dp, cp=cp, tp=tp)
+    assert found == Degrees(pp=pp, dp=dp, cp=cp, tp=tp, ulysses=cp)
 
 
 @given(tp=small, pp=small, cp=small, dp=small)
@@ -30,6 +30,11 @@ def test_tp_is_innermost_and_pp_outermost():
     degrees = Degrees(pp=2, dp=2, cp=2, tp=2)
     assert degrees.coordinates(1) == {"pp": 0, "dp": 0, "cp": 0, "tp": 1}
     assert degrees.coordinates(8) == {"pp": 1, "dp": 0, "cp": 0, "tp": 0}
+
+
+def test_a_ring_is_what_ulysses_leaves_of_cp():
+    found = Degrees.of(ParallelConfig(cp=8, ulysses=2), 16)
+    assert (found.ring, found.replicas) == (4, 16)
 
 
 def test_processes_that_cannot_be_split_are_refused():

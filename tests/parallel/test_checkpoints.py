@@ -32,8 +32,10 @@ TP2_DP2 = Case("odd", tp=2, dp=2, zero=3, micro=12)
 PP2 = Case("odd", pp=2, schedule="zbv", zero=0)
 PP2_ZERO = Case("odd", pp=2, layers=(1, 3))
 BOTH = Case("odd", tp=2, pp=2, schedule="zero_bubble")
+RING = Case("odd", cp=2, ulysses=1, zero=3, micro=12)
 TOPOLOGIES = [
     ONE,
+    RING,
     Case("odd", dp=3, zero=1, micro=8),
     TP2,
     TP2_DP2,
@@ -46,6 +48,7 @@ TOPOLOGIES = [
 ]
 # every axis comes and goes; tp, pp and ZeRO stages change at once
 FAST = [(ONE, BOTH), (TP2_DP2, PP2_ZERO), (PP2, TP2_DP2), (BOTH, TP2), (TP2, ONE), (BOTH, BOTH)]
+FAST += [(RING, TP2)]
 OTHERS = [
     (Case(kind, tp=2, dp=2, zero=3, micro=12), Case(kind, tp=2, pp=2, schedule="zbv"))
     for kind in ("odd gpt", "odd bf16", "odd, 97 ids")
@@ -118,7 +121,7 @@ def test_a_rank_reads_what_it_holds_and_nothing_else(resumed, pair):
     for rank in told:
         assert rank.read == rank.held
     # without ZeRO every dp rank holds all of it; a few vectors are held by every tp rank
-    least = told[0].total * (pair[1].dp if pair[1].zero == 0 else 1)
+    least = told[0].total * (pair[1].dp * pair[1].cp if pair[1].zero == 0 else 1)
     assert least <= sum(rank.held for rank in told) <= 1.1 * least
 
 

@@ -30,6 +30,8 @@ def refused(world_size, batch, **parallel):
         (4, (8, 1), {"pp": 4, "schedule": "zbv"}),
         (2, (2, 1), {"pp": 2, "schedule": "interleaved"}),
         (2, (1, 1), {"tp": 2, "schedule": "zbv"}),
+        (8, (2, 1), {"cp": 4, "ulysses": 2}),
+        (4, (1, 1), {"tp": 2, "cp": 2, "ulysses": 1}),
     ],
 )
 def test_possible(world_size, batch, parallel):
@@ -42,6 +44,8 @@ def test_possible(world_size, batch, parallel):
         (3, (4, 1), {}, ["train.global_batch = 4", "1 * 3 = 3", "number of processes"]),
         (3, (3, 1), {"tp": 3}, ["parallel.tp = 3", "model.heads = 4", "choose a tp"]),
         (4, (4, 1), {"tp": 4}, ["parallel.tp = 4", "model.kv_heads = 2"]),
+        (4, (4, 1), {"cp": 4}, ["parallel.ulysses = 4", "the 2 key heads", "set it to 2"]),
+        (4, (4, 1), {"tp": 2, "cp": 2}, ["parallel.ulysses = 2", "the 1 key heads", "set it to 1"]),
         (10, (4, 1), {"pp": 10}, ["parallel.layers_per_stage", "model.layers = 8", "fewer stages"]),
         (4, (3, 1), {"pp": 4}, ["1f1b with 4 stages on parallel.pp = 4", "run 3", "at least 4"]),
         (8, (4, 1), {"pp": 4}, ["run 2 micro-batches", "raise train.global_batch"]),

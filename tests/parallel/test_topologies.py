@@ -7,7 +7,8 @@ Same seed, same samples, same global batch; 50 steps in which the loss falls fro
 import pytest
 import torch
 
-from tests.parallel.training import PROMPT, STEPS, Case, some_tokens
+from tests.engine.training import plain_logits, plain_loss
+from tests.parallel.training import PROMPT, STEPS, Case, config_of, some_tokens
 
 FAST = [
     # one rank: accumulation and recomputation change nothing either
@@ -31,14 +32,37 @@ FAST = [
     Case("clipped", pp=2, zero=0),
     Case("gpt", pp=2, zero=0, schedule="zbv"),
     Case("bf16", pp=2, schedule="zero_bubble"),
+    Case(cp=2, micro=24),
+    Case("documents", cp=2, zero=2, micro=24),
+    Case("documents", cp=2, ulysses=1, zero=3, micro=12, recompute=True),
     # four ranks
+    Case("documents", cp=4, ulysses=2, micro=24),
     Case(tp=2, pp=2, schedule="zbv"),
     Case(tp=2, dp=2, zero=3, micro=12),
     Case(pp=2, dp=2, schedule="interleaved"),
 ]
 SCHEDULES = ("1f1b", "interleaved", "zero_bubble", "zbv")
 STAGES = (0, 1, 2, 3)
+MODES = (1, 2, 4)
+"""Ulysses degrees of cp 4: ring alone, both, Ulysses alone."""
 SLOW = [
+    *(Case("documents", zero=zero, micro=24) for zero in (0, 3)),
+    *(Case(cp=2, ulysses=u, zero=z, micro=24) for u in (1, 2) for z in STAGES),
+    *(Case("documents", cp=2, ulysses=u, zero=z, micro=12) for u in (1, 2) for z in STAGES),
+    *(Case(kind, cp=4, ulysses=u, micro=24) for u in MODES for kind in ("ngpt", "documents")),
+    *(Case("documents", cp=4, ulysses=u, zero=3, micro=24, recompute=True) for u in MODES),
+    *(
+        Case(kind, tp=2, cp=2, ulysses=u, micro=24)
+        for u in (1, 2)
+        for kind in ("ngpt", "documents")
+    ),
+    *(Case("documents", pp=2, cp=2, ulysses=u, schedule=s) for u in (1, 2) for s in SCHEDULES),
+    *(Case("documents", dp=2, cp=2, ulysses=u, zero=z, micro=12) for u in (1, 2) for z in STAGES),
+    *(Case("documents", tp=2, pp=2, cp=2, ulysses=u, micro=12, recompute=True) for u in (1, 2)),
+    *(Case("documents", tp=2, cp=4, ulysses=u, zero=2, micro=24) for u in (1, 2)),
+    *(Case("clipped", dp=2, cp=2, ulysses=u, zero=z, micro=12) for u in (1, 2) for z in (0, 3)),
+    *(Case("gpt", cp=2, ulysses=u, zero=2, micro=24) for u in (1, 2)),
+    *(Case("bf16", cp=2, ulysses=u, zero=z, micro=24) for u in (1, 2) for z in (1, 3)),
     *(Case(zero=zero, micro=8) for zero in (1, 2)),
     *(Case(dp=2, zero=zero, micro=12, recompute=zero == 1) for zero in STAGES),
     *(Case(dp=3, zero=zero, micro=8, recompute=zero == 2) for zero in STAGES),
@@ -84,7 +108,7 @@ def of(*kinds):
     return [c for c in CASES if (c if isinstance(c, Case) else c.values[0]).kind in kinds]
 
 
-EXACT = ("ngpt", "deep", "97 ids", "clipped", "not clipped", "relu2")
+EXACT = ("ngpt", "deep", "97 ids", "clipped", "not clipped", "relu2", "documents")
 ON_SPHERE = (*EXACT, "bf16")
 
 
@@ -159,7 +183,7 @@ def test_every_gradient_of_the_first_step_is_that_of_one_process(trained, initia
     model, rows = initial_model(case.kind), some_tokens()[0]
     rows = rows % model.config.vocab_size
     model.zero_grad()
-    model(rows[:, :-1], rows[:, 1:]).backward()
+    plain_loss(config_of(Case(case.kind)), model, rows).backward()
     found = trained(case)[0].gradients
     for name, parameter in model.named_parameters():
         distance = (found[name] - parameter.grad).abs().max()
@@ -185,7 +209,7 @@ def test_replicas_are_the_same_to_the_last_bit_after_50_steps(trained, case):
         for place, content in record.replicas.items():
             copies += place in hashes
             assert hashes.setdefault(place, content) == content, place
-    assert (copies > 0) == (case.tp > 1 or (case.zero == 0 and case.dp > 1))
+    assert (copies > 0) == (case.tp > 1 or (case.zero == 0 and case.dp * case.cp > 1))
 
 
 @pytest.mark.parametrize("case", of(*EXACT, "gpt"), ids=str)
@@ -194,7 +218,7 @@ def test_evaluation_is_that_of_one_process(trained, initial_model, plain, case):
     model, rows = initial_model(case.kind), some_tokens()[0]
     rows = rows % model.config.vocab_size
     with torch.no_grad():
-        before = model(rows[:, :-1], rows[:, 1:]).item()
+        before = plain_loss(config_of(Case(case.kind)), model, rows).item()
     told = trained(case)[0].valid
     assert told[0] == pytest.approx(before, abs=2e-6)
     assert told[0] == pytest.approx(plain(case.kind).losses[0], abs=2e-6)
@@ -206,8 +230,9 @@ def test_logits_are_those_of_one_process(trained, initial_model, case):
     """Of fewer and shorter sequences than in training, whole, on every rank of the last stage."""
     model, records = initial_model(case.kind), trained(case)
     with torch.no_grad():
-        expected = model(some_tokens()[0, :3, :PROMPT] % model.config.vocab_size)
+        rows = some_tokens()[0, :3, :PROMPT] % model.config.vocab_size
+        expected = plain_logits(config_of(Case(case.kind)), model, rows)
     having = [record.logits for record in records if record.logits is not None]
-    assert len(having) == case.tp * case.dp
+    assert len(having) == case.tp * case.dp * case.cp
     for logits in having:
         torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)

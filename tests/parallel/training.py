@@ -52,6 +52,8 @@ KINDS: dict[str, dict[str, Any]] = {
     "odd gpt": {"model": replace(ODD, architecture="gpt", init_std=0.05), "weight_decay": 0.1},
     "odd bf16": {"model": ODD, "dtype": "bf16"},
     "big": {"model": replace(ODD, layers=1, width=64, vocab_size=40000)},
+    # one id in 13 ends a document: several of odd lengths in every sequence
+    "documents": {"model": replace(MODEL, vocab_size=13), "eod": 7},
     "odd, 97 ids": {"model": replace(ODD, vocab_size=97)},
 }
 
@@ -69,29 +71,38 @@ class Case(NamedTuple):
     recompute: bool = False
     layers: tuple[int, ...] = ()
     """The user's own split."""
+    cp: int = 1
+    ulysses: int = 0
 
     def __str__(self) -> str:
         told = [self.kind, f"tp{self.tp}", f"pp{self.pp}", f"dp{self.dp}", f"zero{self.zero}"]
+        told += [f"cp{self.cp}of{self.ulysses or self.cp}"] * (self.cp > 1)
         told += [f"micro{self.micro}", *[self.schedule] * (self.pp > 1), *map(str, self.layers)]
         return "-".join(told + ["recompute"] * self.recompute).replace(" ", "_")
 
     @property
     def ranks(self) -> int:
-        return self.tp * self.pp * self.dp
+        return self.tp * self.pp * self.dp * self.cp
 
 
 def config_of(case: Case) -> Config:
     """The configuration of a case."""
     settings = dict(KINDS[case.kind])
     model, dtype = settings.pop("model", MODEL), settings.pop("dtype", "fp32")
+    eod = settings.pop("eod", -1)
     optim = {"lr": 0.01, "schedule": "constant", "zero_stage": case.zero, **settings}
     return Config(
         model=model,
         parallel=ParallelConfig(
-            tp=case.tp, pp=case.pp, schedule=case.schedule, layers_per_stage=case.layers
+            tp=case.tp,
+            pp=case.pp,
+            cp=case.cp,
+            ulysses=case.ulysses,
+            schedule=case.schedule,
+            layers_per_stage=case.layers,
         ),
         optim=OptimConfig(**optim),
-        data=DataConfig(seq_len=T),
+        data=DataConfig(seq_len=T, document_mask=eod >= 0, eod=eod),
         train=TrainConfig(
             global_batch=24, micro_batch=case.micro, dtype=dtype, seed=3, recompute=case.recompute
         ),

@@ -38,6 +38,7 @@ from megatron_ngpt.engine.checkpoint.state import (
 )
 from megatron_ngpt.engine.checkpoint.storage import Reader, Writer
 from megatron_ngpt.engine.engine import Engine
+from megatron_ngpt.mesh.degrees import AXES
 
 
 class SaveFailed(Exception):
@@ -120,8 +121,9 @@ class Checkpointer:
         return temporary
 
     def _facts(self, progress: Progress) -> dict:
-        degrees, zero_stage = self.engine.mesh.degrees, self.config.optim.zero_stage
-        topology = {**asdict(degrees), "zero_stage": zero_stage, "world_size": self.world_size}
+        degrees = dict(zip(AXES, self.engine.mesh.degrees.shape, strict=True))
+        zero_stage = self.config.optim.zero_stage
+        topology = {**degrees, "zero_stage": zero_stage, "world_size": self.world_size}
         return {**asdict(progress), "topology": topology, "saved_at": time.time()}
 
     def resume(self) -> Progress:

@@ -1,0 +1,68 @@
+"""Several documents in one sequence: attention, positions and loss keep to one of them.
+
+A document ends with its end-of-document token. Shapes: B sequences of T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+IGNORED = -100
+"""Target that takes no part in the loss."""
+
+
+def first_tokens(tokens: Tensor, eod: int) -> Tensor:
+    """Place of the first token of each token's document, int64 [..., T].
+
+    A document begins with the sequence or after an ``eod`` token, which belongs to what it ends.
+    """
+    places = torch.arange(tokens.shape[-1], device=tokens.device)
+    begins = torch.zeros_like(tokens)
+    begins[..., 1:] = places[1:].where(tokens[..., :-1] == eod, 0)
+    return begins.cummax(-1).values
+
+
+def targets_within(tokens: Tensor, targets: Tensor, eod: int) -> Tensor:
+    """Targets of which those in the next document, after ``eod``, are :data:`IGNORED`."""
+    return targets.masked_fill(tokens == eod, IGNORED)
+
+
+class Documents:
+    """Where the documents of B sequences lie.
+
+    Args:
+        first: [B, T], from :func:`first_tokens`; read back to the host once.
+    """
+
+    def __init__(self, first: Tensor) -> None:
+        self.device, (rows, self.length) = first.device, first.shape
+        places = torch.arange(self.length, device=first.device)
+        self.bounds: list[list[int]] = [[] for _ in range(rows)]
+        """Of each sequence: where its documents begin, and T."""
+        for row, place in (first == places).nonzero().tolist():
+            self.bounds[row].append(place)
+        for bounds in self.bounds:
+            bounds.append(self.length)
+
+    def __iter__(self) -> Iterator[tuple[int, int, int]]:
+        """Every document: its sequence, first token and one past its last."""
+        for row, bounds in enumerate(self.bounds):
+            for start, stop in pairwise(bounds):
+                yield row, start, stop
+
+    @cached_property
+    def offsets(self) -> Tensor:
+        """Where documents begin in the B * T tokens laid end to end, and B * T; int32."""
+        begins = [row * self.length + start for row, start, _ in self]
+        total = len(self.bounds) * self.length
+        return torch.tensor([*begins, total], dtype=torch.int32, device=self.device)
+
+    @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest document."""
+        return max(stop - start for _, start, stop in self)
