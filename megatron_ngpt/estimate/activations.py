@@ -72,9 +72,7 @@ class TokenBytes:
             + _mlp(model, e),
             head=e * model.width + norm + (8 if model.is_ngpt else 4) * model.vocab_size + 8,
             hidden=e * model.width // tp,
-            block_working=max(
-                16 * model.ffn_width, _ring_working(config.parallel, model, e)
-            ),
+            block_working=max(16 * model.ffn_width, _ring_working(config.parallel, model, e)),
             head_working=8 * model.vocab_size,
             block_pending=_pending(model, e, tp),
             head_pending=e * model.vocab_size,
