@@ -18,6 +18,10 @@ Context parallelism leaves T / cp tokens to a rank. Ulysses keeps e Q more per t
 before and after its exchange). A ring keeps nothing more; its backward works with fp32 gradients of
 queries, and of keys and values three times (its own, sent, arriving), and with two pairs of these.
 
+Less memory: recomputed blocks keep e D / tp, offloaded ones nothing here; recomputed parts of a
+block keep only their input, which ngpt has as h anyway; the loss in chunks keeps the head's input.
+What is computed again is whole while it is worked on: a block, a part, a tile, a chunk.
+
 The embedding's output is the first block's h. The head keeps e D, logits and softmax in fp32 (ngpt
 8 V, gpt 4 V), and ids; gpt's final norm e D / tp. arXiv 2205.05198, eq. 2, counts 34 D + 5 N T for
 a GPT block with dropout and without flash attention; here nothing is dropped out, and norms keep
@@ -28,7 +32,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_ngpt.config import Config, ModelConfig, ParallelConfig
+from megatron_ngpt.config import Config, ModelConfig, ParallelConfig, TrainConfig
 from megatron_ngpt.estimate.alive import alive
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.model.ngpt import Part
@@ -65,24 +69,56 @@ class TokenBytes:
     def of(cls, config: Config, tp: int) -> TokenBytes:
         """For a rank of a tensor-parallel group."""
         model, e = local_model(config.model, tp), 2 if config.train.dtype == "bf16" else 4
+        chunk = _share(config, config.train.loss_chunk)
         norm = 0 if model.is_ngpt else e * model.width // tp
+        head = e * model.width + norm + (8 if model.is_ngpt else 4) * model.vocab_size + 8
         return cls(
-            block=_residuals(model, e, tp)
-            + _attention(model, e, config.parallel.ulysses > 1)
-            + _mlp(model, e),
-            head=e * model.width + norm + (8 if model.is_ngpt else 4) * model.vocab_size + 8,
+            block=_residuals(model, e, tp) + _branches(config, model, e, tp),
+            head=e * model.width // tp + 8 if chunk < 1 else head,
             hidden=e * model.width // tp,
-            block_working=max(16 * model.ffn_width, _ring_working(config.parallel, model, e)),
-            head_working=8 * model.vocab_size,
+            block_working=_working(config, model, e),
+            head_working=int(chunk * (8 * model.vocab_size + (head if chunk < 1 else 0))),
             block_pending=_pending(model, e, tp),
             head_pending=e * model.vocab_size,
         )
 
 
 def _residuals(model: ModelConfig, e: int, tp: int) -> int:
-    kept = (2 if model.is_ngpt else 1) * e * model.width
-    shared = model.is_ngpt and tp == 1
-    return 2 * kept // tp + (0 if shared else 2 * e * model.width)
+    return 2 * (2 if model.is_ngpt else 1) * e * model.width // tp
+
+
+def _branches(config: Config, model: ModelConfig, e: int, tp: int) -> int:
+    """Attention and MLP with their inputs, as far as they are kept."""
+    whole = {"attention": _attention(model, e, config.parallel.ulysses > 1), "mlp": _mlp(model, e)}
+    kept, again = 0, recomputed_parts(config.train)
+    for name, inside in whole.items():
+        # the input of ngpt's branches is h, which the residual step keeps
+        local = 0 if model.is_ngpt else e * model.width // tp
+        gathered = 0 if model.is_ngpt and tp == 1 else e * model.width
+        kept += local if name in again else gathered + inside
+    return kept
+
+
+def recomputed_parts(train: TrainConfig) -> frozenset[str]:
+    """Parts of a block that are computed again by themselves, the MLP in tiles among them."""
+    tiled = ("mlp",) if train.mlp_tile else ()
+    return frozenset((*train.recompute_parts, *tiled))
+
+
+def _working(config: Config, model: ModelConfig, e: int) -> int:
+    """The larger of attention's and the MLP's."""
+    again = recomputed_parts(config.train)
+    attention = _ring_working(config.parallel, model, e)
+    if "attention" in again:
+        exchanged = config.parallel.ulysses > 1
+        attention = max(attention, 8 * model.width) + _attention(model, e, exchanged)
+    mlp = 16 * model.ffn_width + (_mlp(model, e) if "mlp" in again else 0)
+    return max(int(mlp * _share(config, config.train.mlp_tile * config.parallel.tp)), attention)
+
+
+def _share(config: Config, tokens: int) -> float:
+    """Part of a rank's tokens that a piece of so many of each sequence is; 0 means all."""
+    return min(1.0, tokens * config.parallel.cp / config.data.seq_len) if tokens else 1.0
 
 
 def _attention(model: ModelConfig, e: int, exchanged: bool) -> int:
@@ -113,7 +149,8 @@ def _pending(model: ModelConfig, e: int, tp: int) -> int:
 def part_kept(config: Config, tp: int, part: Part) -> int:
     """Bytes that one micro-batch keeps in a part of the model between forward and backward."""
     per_token, layers = TokenBytes.of(config, tp), len(part.layers)
-    kept = layers * (per_token.hidden if config.train.recompute else per_token.block)
+    again = 0 if config.train.offload else per_token.hidden
+    kept = layers * (again if config.train.recompute else per_token.block)
     kept += per_token.head if part.last else per_token.hidden  # a stage keeps what it sent
     own = config.parallel.cp > 1 or config.data.document_mask  # positions of each sequence
     rows = config.train.micro_batch if own else 1

@@ -12,7 +12,8 @@ ranks of dp and cp; Q and K query and key features of a rank, t its tokens:
                   after forward; small parameters once a step
         1, 2, 3   all-reduce of 4 bytes per unit vector: the projection
     tp            4 L + 1 per embedding and head: all-gather or reduce-scatter of h in forward, as
-                  many in backward, per micro-batch; 4 L more with recomputation
+                  many in backward, per micro-batch; 4 L more with recomputation, L per part
+                  recomputed by itself, 1 for the loss in chunks
     cp, Ulysses   all-to-all of t e (Q + 2 K) there and t e Q back, per layer and micro-batch, and
                   as much in backward; half as much again with recomputation
         ring of R 2 t e K sent R - 1 times in forward, again in recomputation and in backward, where
@@ -28,7 +29,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from megatron_ngpt.config import Config
-from megatron_ngpt.estimate.activations import rank_tokens
+from megatron_ngpt.estimate.activations import rank_tokens, recomputed_parts
 from megatron_ngpt.estimate.state import BF16, FP32, RankState, rank_parameters
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.parallel.shard import local_model, local_shard
@@ -100,7 +101,7 @@ def _context_parallel(
     model, calls = local_model(config.model, degrees.tp), layers * micro_batches
     q, k = model.heads * model.head_dim, model.kv_heads * model.head_dim
     element, tokens = (BF16 if config.train.dtype == "bf16" else FP32), rank_tokens(config)
-    forwards = 2 if config.train.recompute else 1
+    forwards = 1 + config.train.recompute + ("attention" in config.train.recompute_parts)
     if degrees.ulysses > 1:
         exchanged = tokens * element * (2 * q + 2 * k)
         yield Traffic("cp", "all-to-all", (forwards + 1) * calls * exchanged)
@@ -143,8 +144,11 @@ def _between_layers(
     if degrees.tp > 1:
         layers, edges = sum(len(p.layers) for p in parts), sum(p.first + p.last for p in parts)
         halves = layers * (6 if config.train.recompute else 4) + edges
-        for operation in ("all-gather", "reduce-scatter"):
-            yield Traffic("tp", operation, halves * micro_batches * hidden)
+        # parts by themselves only gather again: what follows their last product is not recomputed
+        inputs = layers * len(recomputed_parts(config.train))
+        inputs += any(p.last for p in parts) if config.train.loss_chunk else 0
+        yield Traffic("tp", "all-gather", (halves + inputs) * micro_batches * hidden)
+        yield Traffic("tp", "reduce-scatter", halves * micro_batches * hidden)
     if degrees.pp > 1:
         crossed = [
             other

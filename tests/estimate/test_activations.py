@@ -83,6 +83,27 @@ def test_a_rank_that_shares_sequences_keeps_its_share():
         assert estimate == pytest.approx(kept, rel=TOLERANCE), config
 
 
+PIECES = {
+    "attention": {"recompute_parts": ("attention",)},
+    "mlp": {"recompute_parts": ("mlp",)},
+    "tiles": {"mlp_tile": 7},
+    "chunks": {"loss_chunk": 12},
+    "all": {"recompute_parts": ("attention",), "mlp_tile": 7, "loss_chunk": 12},
+    "all again": {"recompute": True, "mlp_tile": 7, "loss_chunk": 12},
+}
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_what_is_computed_again_is_not_kept(tp):
+    configs = [
+        replace(config, train=replace(config.train, **settings))
+        for settings in PIECES.values()
+        for config in (_config(kind, "bf16", False, tp) for kind in ("ngpt", "gpt"))
+    ]
+    for config, (kept, estimate) in zip(configs, run(tp, _kept_each, configs)[0], strict=True):
+        assert estimate == pytest.approx(kept, rel=TOLERANCE), config
+
+
 def _embedding_and_two_layers(mesh):
     config = _config("ngpt", "bf16", False)
     return _kept(mesh, replace(config, model=MODEL), Part(range(2), first=True, last=True))

@@ -83,6 +83,15 @@ def test_tensor_and_pipeline_parallel():
             assert formula == pytest.approx(counted, rel=left_out, abs=LEFT_OUT), config
 
 
+def test_tensor_parallel_in_pieces():
+    config = _config(tp=2)
+    pieces = {"recompute_parts": ("attention",), "mlp_tile": 3, "loss_chunk": 6}
+    configs = [replace(config, train=replace(config.train, **{k: v})) for k, v in pieces.items()]
+    for rank in run(2, _count, configs):
+        for config, (counted, formula) in zip(configs, rank, strict=True):
+            assert formula == pytest.approx(counted, rel=PER_TOKEN, abs=LEFT_OUT), config
+
+
 def test_context_parallel():
     """What a rank exchanges, in whole buffers, and what it sends round the ring."""
     configs = [_config(cp=4, ulysses=u, recompute=again) for u in (1, 2) for again in (False, True)]

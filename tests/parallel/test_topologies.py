@@ -23,6 +23,8 @@ FAST = [
     Case("gpt", tp=2, zero=2, micro=24),
     Case("relu2", tp=2, zero=1, micro=24),
     Case("bf16", tp=2, zero=1, micro=24),
+    Case("in pieces", tp=2, zero=3, micro=24),
+    Case("offloaded", zero=2, micro=24),
     Case(pp=2),
     Case(pp=2, zero=0, micro=4, schedule="interleaved", recompute=True),
     Case(pp=2, zero=1, schedule="zero_bubble"),
@@ -46,6 +48,10 @@ STAGES = (0, 1, 2, 3)
 MODES = (1, 2, 4)
 """Ulysses degrees of cp 4: ring alone, both, Ulysses alone."""
 SLOW = [
+    *(Case("in pieces", dp=2, zero=zero, micro=12) for zero in STAGES),
+    *(Case("in pieces", pp=2, tp=2, schedule=s, micro=12) for s in ("1f1b", "zbv")),
+    *(Case("in pieces", tp=2, cp=2, ulysses=u, zero=2, micro=24) for u in (1, 2)),
+    *(Case("offloaded", tp=2, dp=2, zero=zero, micro=12) for zero in (0, 3)),
     *(Case("documents", zero=zero, micro=24) for zero in (0, 3)),
     *(Case(cp=2, ulysses=u, zero=z, micro=24) for u in (1, 2) for z in STAGES),
     *(Case("documents", cp=2, ulysses=u, zero=z, micro=12) for u in (1, 2) for z in STAGES),
@@ -109,6 +115,7 @@ def of(*kinds):
 
 
 EXACT = ("ngpt", "deep", "97 ids", "clipped", "not clipped", "relu2", "documents")
+EXACT += ("in pieces", "offloaded")
 ON_SPHERE = (*EXACT, "bf16")
 
 

@@ -54,6 +54,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "big": {"model": replace(ODD, layers=1, width=64, vocab_size=40000)},
     # one id in 13 ends a document: several of odd lengths in every sequence
     "documents": {"model": replace(MODEL, vocab_size=13), "eod": 7},
+    # neither divides the 16 tokens of a sequence
+    "in pieces": {
+        "train": {"loss_chunk": 5, "mlp_tile": 3, "recompute_parts": ("attention",)},
+        "eod": 7,
+    },
+    "offloaded": {"train": {"recompute": True, "offload": True, "loss_chunk": 8}},
     "odd, 97 ids": {"model": replace(ODD, vocab_size=97)},
 }
 
@@ -89,7 +95,7 @@ def config_of(case: Case) -> Config:
     """The configuration of a case."""
     settings = dict(KINDS[case.kind])
     model, dtype = settings.pop("model", MODEL), settings.pop("dtype", "fp32")
-    eod = settings.pop("eod", -1)
+    eod, train = settings.pop("eod", -1), settings.pop("train", {})
     optim = {"lr": 0.01, "schedule": "constant", "zero_stage": case.zero, **settings}
     return Config(
         model=model,
@@ -104,7 +110,9 @@ def config_of(case: Case) -> Config:
         optim=OptimConfig(**optim),
         data=DataConfig(seq_len=T, document_mask=eod >= 0, eod=eod),
         train=TrainConfig(
-            global_batch=24, micro_batch=case.micro, dtype=dtype, seed=3, recompute=case.recompute
+            **{"global_batch": 24, "micro_batch": case.micro, "dtype": dtype, "seed": 3}
+            | {"recompute": case.recompute}
+            | train
         ),
     )
 
