@@ -24,6 +24,12 @@ MODEL = ModelConfig(
 )
 WIDE = replace(MODEL, layers=2, vocab_size=3000)  # the head is most of it
 TOLERANCE = 0.15
+PIECES = (
+    {"loss_chunk": 16},
+    {"loss_chunk": 16, "mlp_tile": 16},
+    {"loss_chunk": 16, "recompute_parts": ("attention", "mlp")},
+    {"loss_chunk": 16, "mlp_tile": 16, "recompute": True},
+)
 
 
 @pytest.fixture
@@ -75,6 +81,7 @@ def test_one_rank(overrides):
             _config(overrides, model=gpt),
             _config(overrides, model=gpt, train={"dtype": "fp32", **again}),
             _config(overrides, model=WIDE),
+            *(_config(overrides, model=WIDE, train=pieces) for pieces in PIECES),
             _config(overrides, model=replace(MODEL, mlp="relu2", ffn_width=400)),
             _config(overrides, model=replace(gpt, mlp="relu2", ffn_width=400)),
         ],
