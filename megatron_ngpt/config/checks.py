@@ -16,8 +16,8 @@ def check(config: Config) -> None:
     """Raise one ValueError that lists every impossible setting, each with the way out."""
     # the second kind reckons with values of which the first kind makes sure
     problems = list(_positive(config)) or [
-        *_model(config), *_optim(config), *_engine(config), *_parallel(config), *_run(config),
-        *data_problems(config.data),
+        *_model(config), *_rope(config), *_optim(config), *_engine(config), *_parallel(config),
+        *_run(config), *data_problems(config.data),
     ]  # fmt: skip
     if problems:
         raise ValueError("impossible configuration:\n" + "\n".join(f"  - {p}" for p in problems))
@@ -57,7 +57,7 @@ def fit_micro_batch(config: Config, dp: int) -> Config:
 
 _AT_LEAST: dict[str, float] = {
     **{f"model.{name}": 1 for name in ("width", "layers", "heads", "kv_heads", "ffn_width")},
-    **{"model.head_dim": 2, "model.vocab_size": 2, "model.rope_theta": 1},
+    **{"model.head_dim": 2, "model.vocab_size": 2, "model.rope_theta": 1, "model.rope_factor": 1},
     **{f"model.{name}": 0 for name in ("init_std", "norm_eps", "mlp_eps")},
     **{f"parallel.{name}": 1 for name in ("tp", "pp", "cp", "ulysses")},
     **{f"optim.{name}": 0 for name in ("lr", "min_lr", "warmup_steps", "decay_steps", "eps")},
@@ -97,6 +97,20 @@ def _model(config: Config) -> Iterator[str]:
         yield (
             f"model.kv_heads = {model.kv_heads} does not divide model.heads = {model.heads}: "
             "every key head serves the same number of query heads"
+        )
+
+
+def _rope(config: Config) -> Iterator[str]:
+    model = config.model
+    if model.rope_scaling == "yarn" and model.rope_original < 1:
+        yield (
+            f"model.rope_original = {model.rope_original}: yarn asks how long the sequences were "
+            "that the model was trained with: set it to their data.seq_len"
+        )
+    if (model.rope_scaling == "none") != (model.rope_factor == 1):
+        yield (
+            f"model.rope_factor = {model.rope_factor} with model.rope_scaling = "
+            f"{model.rope_scaling}: a factor and a way to scale go together; set both"
         )
 
 

@@ -65,6 +65,17 @@ class ModelConfig:
     rope_theta: float = 10000.0
     """Base of the rotary position embedding."""
 
+    rope_scaling: Literal["none", "linear", "ntk", "yarn"] = "none"
+    """How the rotary embedding is stretched for sequences rope_factor times as long as before:
+    linear interpolates positions, ntk raises the base, yarn interpolates slow dimensions only and
+    warms up attention."""
+
+    rope_factor: float = 1.0
+    """How much longer sequences are than those the model was trained with, for rope_scaling."""
+
+    rope_original: int = 0
+    """Tokens of the sequences that the model was trained with before, for yarn."""
+
     rope_style: Literal["interleaved", "half"] = "interleaved"
     """Which dimensions of a head turn together: interleaved, neighbours (2i, 2i + 1), as in the
     paper's reference code; half, (i, i + half), as in Hugging Face models. The same maths after a

@@ -16,7 +16,7 @@ from megatron_ngpt.ops.documents import Documents
 from megatron_ngpt.ops.hypersphere import Scale
 from megatron_ngpt.ops.linear import Linear
 from megatron_ngpt.ops.qk_norm import rotary_qk_norm
-from megatron_ngpt.ops.rope import rotate
+from megatron_ngpt.ops.rope import Scaling, rotate
 
 
 @dataclass
@@ -33,6 +33,11 @@ class KeyValueCache:
             values = torch.cat((self.values, values), dim=1)
         self.keys, self.values = keys, values
         return keys, values
+
+
+def rope_scaling(model: ModelConfig) -> Scaling:
+    """How a model's rotary embedding is stretched."""
+    return Scaling(model.rope_scaling, model.rope_factor, model.rope_original)
 
 
 class Attention(nn.Module):
@@ -55,6 +60,7 @@ class Attention(nn.Module):
         self.s_qk = Scale(inner, model.s_qk.init, model.s_qk.scale) if model.is_ngpt else None
         # unit queries and keys have products of order 1/sqrt(H): the factor is inverted (eq. 17)
         self.scale = model.head_dim ** (0.5 if model.is_ngpt else -0.5)
+        self.scale *= rope_scaling(model).temperature
 
     def forward(
         self,

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from megatron_ngpt.config import ModelConfig, ScaleConfig
 from megatron_ngpt.model.again import computed_again, in_tiles, on_host
-from megatron_ngpt.model.attention import Attention, KeyValueCache
+from megatron_ngpt.model.attention import Attention, KeyValueCache, rope_scaling
 from megatron_ngpt.model.mlp import build_mlp
 from megatron_ngpt.ops.attention import Attend, sdpa_attention
 from megatron_ngpt.ops.documents import Documents
@@ -175,7 +175,9 @@ class NGPT(nn.Module):
         h = x if self.embed is None else self.embed(x)
         if positions is None:
             positions = torch.arange(h.shape[1] * self.sequence_shards, device=h.device)
-        rotary = rotary_table(positions, self.config.rotary_dim, self.config.rope_theta)
+        rotary = rotary_table(
+            positions, self.config.rotary_dim, self.config.rope_theta, rope_scaling(self.config)
+        )
         documents = None if first_BS is None else Documents(first_BS)
         with on_host(self.offload and self.training, h.device):
             for number, block in enumerate(self.blocks.values()):

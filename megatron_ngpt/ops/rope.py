@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Literal
+import math
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,19 +11,73 @@ from torch import Tensor
 Style = Literal["interleaved", "half"]
 
 
-def rotary_table(positions: Tensor, rotary_dim: int, theta: float) -> Tensor:
-    """Cosine and sine of every angle position * theta^(-2i / rotary_dim).
+class Scaling(NamedTuple):
+    """How rotary embedding is stretched over sequences longer than those it was trained on."""
+
+    kind: Literal["none", "linear", "ntk", "yarn"] = "none"
+    factor: float = 1.0
+    """Times as long."""
+    original: int = 0
+    """Tokens of the sequences before; only yarn asks."""
+
+    @property
+    def temperature(self) -> float:
+        """Factor of attention's logits: (0.1 ln factor + 1)^2 for yarn (arXiv 2309.00071, eq. 22),
+        else 1."""
+        return (0.1 * math.log(self.factor) + 1) ** 2 if self.kind == "yarn" else 1.0
+
+
+NOT_SCALED = Scaling()
+_FAST, _SLOW = 32.0, 1.0  # yarn's beta and alpha: turns within the original length
+
+
+def frequencies(
+    rotary_dim: int,
+    theta: float,
+    scaling: Scaling = NOT_SCALED,
+    device: torch.device | None = None,
+) -> Tensor:
+    """Angle per position of each pair of dimensions, fp32 [rotary_dim / 2].
+
+    Without scaling theta^(-2i / rotary_dim). linear divides all by the factor (arXiv 2306.15595);
+    ntk raises theta so that the slowest is divided by it and the fastest stays; yarn
+    divides those that turn less than once within the original length, leaves those that turn more
+    than 32 times, and goes linearly from the ones to the others (arXiv 2309.00071, section 3.2).
+    """
+    pairs = torch.arange(0, rotary_dim, 2, device=device, dtype=torch.float32)
+    if scaling.kind == "ntk":
+        theta *= scaling.factor ** (rotary_dim / max(1, rotary_dim - 2))
+    plain = theta ** (-pairs / rotary_dim)
+    if scaling.kind == "linear":
+        return plain / scaling.factor
+    if scaling.kind != "yarn":
+        return plain
+
+    def pair_that_turns(times: float) -> float:
+        return rotary_dim * math.log(scaling.original / (times * 2 * math.pi)) / 2 / math.log(theta)
+
+    low = max(0, math.floor(pair_that_turns(_FAST)))
+    high = min(rotary_dim - 1, math.ceil(pair_that_turns(_SLOW)))
+    slow = ((pairs / 2 - low) / max(high - low, 1e-3)).clamp(0, 1)
+    return plain * (1 - slow) + plain / scaling.factor * slow
+
+
+def rotary_table(
+    positions: Tensor, rotary_dim: int, theta: float, scaling: Scaling = NOT_SCALED
+) -> Tensor:
+    """Cosine and sine of every angle position * frequency.
 
     Args:
         positions: integer positions [T] or [B, T].
         rotary_dim: dimensions of a head that turn, even.
         theta: base of the frequencies.
+        scaling: of the frequencies.
 
     Returns:
         fp32 [..., T, 1, rotary_dim / 2, 2]; the last dimension is (cos, sin), the 1 is for heads.
     """
-    pairs = torch.arange(0, rotary_dim, 2, device=positions.device, dtype=torch.float32)
-    angles = positions[..., None, None].float() * theta ** (-pairs / rotary_dim)
+    per_position = frequencies(rotary_dim, theta, scaling, positions.device)
+    angles = positions[..., None, None].float() * per_position
     return torch.stack((angles.cos(), angles.sin()), dim=-1)
 
 

@@ -79,7 +79,7 @@ def test_queries_and_keys_meet_as_cosines_times_squared_s_qk(build, ngpt_config)
     """Attention logits are sqrt(H) s_qk^2 cos; the keys that are stored have length 1."""
     model, seen = build(ngpt_config), {}
 
-    def attend(q, k, v, scale):
+    def attend(q, k, v, scale, documents):
         seen.update(q=q, k=k, scale=scale)
         return v[:, :, :1].expand_as(q)
 

@@ -40,6 +40,9 @@ from megatron_ngpt.engine.checkpoint.storage import Reader, Writer
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.mesh.degrees import AXES
 
+STRETCHES = ("rope_theta", "rope_scaling", "rope_factor", "rope_original")
+"""Settings of the model that may change between a checkpoint and the run that resumes it."""
+
 
 class SaveFailed(Exception):
     """A checkpoint could not be written; the message says on which rank and why."""
@@ -201,10 +204,13 @@ def _reasons(error: dcp.CheckpointException) -> str:
 
 
 def _check_model(config: Config, checkpoint: Path) -> None:
-    """Raise ValueError unless a checkpoint is of the configured model."""
+    """Raise ValueError unless a checkpoint is of the configured model.
+
+    The rotary embedding may differ: that is how a model goes on with longer sequences.
+    """
     theirs = yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8"))["model"]
     for name, value in config.to_dict()["model"].items():
-        if theirs.get(name, value) != value:
+        if theirs.get(name, value) != value and name not in STRETCHES:
             raise ValueError(
                 f"model.{name} = {value}, but {checkpoint} was trained with {theirs[name]}: "
                 "set it so, or choose another checkpoint.dir for a new run"
