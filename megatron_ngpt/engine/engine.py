@@ -135,7 +135,7 @@ class Engine:
         """Mean loss over the global batch, of which this is one rank's share; collective."""
         self.deepspeed.eval()
         inputs = shared_inputs(self.config, self.mesh, tokens, targets)
-        losses = [self._forward(micro_batch) for micro_batch in micro_batches(inputs)]
+        losses = [self.forward(micro_batch) for micro_batch in micro_batches(inputs)]
         mine = [loss for loss in losses if loss is not None]
         mean = torch.stack(mine).mean() if mine else torch.zeros((), device=self.mesh.device)
         return self.mean(mean * self._loss_weight(tokens))
@@ -155,7 +155,7 @@ class Engine:
         Any B, and any T that is a multiple of ``parallel.sequence_unit``.
         """
         self.deepspeed.eval()
-        logits = self._forward(shared_inputs(self.config, self.mesh, tokens, None))
+        logits = self.forward(shared_inputs(self.config, self.mesh, tokens, None))
         if logits is None:
             return None
         if self.mesh.degrees.tp > 1:
@@ -163,7 +163,12 @@ class Engine:
             logits = gather_vocabulary(logits, vocab_size, group)
         return gather_sequences(logits, self.mesh)
 
-    def _forward(self, inputs: Inputs) -> Tensor | None:
+    def forward(self, inputs: Inputs) -> Tensor | None:
+        """One micro-batch through the model: its loss, or logits without targets.
+
+        Returns:
+            None on pipeline ranks without the last stage.
+        """
         if self.pipeline is not None:
             return self.pipeline.forward(inputs)
         output: Tensor = self.deepspeed(*inputs)

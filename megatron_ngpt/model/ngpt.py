@@ -21,7 +21,7 @@ from megatron_ngpt.ops.attention import Attend, sdpa_attention
 from megatron_ngpt.ops.documents import Documents
 from megatron_ngpt.ops.hypersphere import Scale, residual_step
 from megatron_ngpt.ops.linear import Embedding, Linear
-from megatron_ngpt.ops.loss import cross_entropy
+from megatron_ngpt.ops.loss import Loss, cross_entropy
 from megatron_ngpt.ops.norm import RMSNorm
 from megatron_ngpt.ops.rope import rotary_table
 
@@ -146,7 +146,7 @@ class NGPT(nn.Module):
         self.s_z = (
             Scale(V, model.s_z.init, model.s_z.scale) if part.last and model.is_ngpt else None
         )
-        self.loss: Callable[[Tensor, Tensor], Tensor] = cross_entropy
+        self.loss: Loss = cross_entropy
         self.sequence_shards = 1
         self.recompute = self.offload = False
         self.loss_chunk = 0

@@ -77,10 +77,7 @@ def apply_tensor_parallel(model: NGPT, vocabulary: Shard, group: dist.ProcessGro
     first, rows = vocabulary.origin[0], vocabulary.real[0]
     if model.embed is not None:
         model.embed.first_row = first
-    loss: Callable[[Tensor, Tensor], Tensor] = partial(
-        vocab_parallel_cross_entropy, first=first, rows=rows, group=group
-    )
-    model.loss = loss
+    model.loss = partial(vocab_parallel_cross_entropy, first=first, rows=rows, group=group)
     model.sequence_shards = group.size()
 
 
