@@ -27,7 +27,8 @@ CUTS = {
 
 
 def attend_in_tiles(cut, q, k, v, scale):
-    out, lse = torch.zeros(q.shape), torch.full((2, q.shape[2], T), -torch.inf)
+    out = torch.zeros(q.shape, device=q.device)
+    lse = torch.full((2, q.shape[2], T), -torch.inf, device=q.device)
     for tile in cut:
         add_tile(tile, q, k, v, scale, out, lse)
     return out, lse
@@ -57,9 +58,20 @@ def test_tiles_add_up(cut, kv_heads, size):
         )
 
 
-def test_half_precision_is_added_up_in_fp32():
-    q, k, v = (normal(2, T, 4, 8, seed=s).bfloat16() for s in range(3))
-    out, _ = attend_in_tiles(CUTS["late keys first"], q, k, v, 0.5)
-    exact = sdpa_attention(q.float(), k.float(), v.float(), 0.5)
+def test_half_precision_is_added_up_in_fp32(device):
+    """Within a rounding of bf16 of the largest value, forward; some of them, backward."""
+    cut, scale = CUTS["late keys first"], 0.5
+    q, k, v = (normal(2, T, n, 8, seed=s).bfloat16().to(device) for s, n in enumerate((4, 2, 2)))
+    grad = normal(2, T, 4, 8, seed=4).bfloat16().to(device)
+    leaves = [x.float().requires_grad_() for x in (q, k, v)]
+    exact = sdpa_attention(*leaves, scale)
+    exact.backward(grad.float())
+    out, lse = attend_in_tiles(cut, q, k, v, scale)
     assert out.dtype == torch.float32
-    torch.testing.assert_close(out, exact, rtol=0, atol=2**-8 * float(v.abs().max()))
+    torch.testing.assert_close(out, exact.detach(), rtol=0, atol=2**-8 * float(v.abs().max()))
+    grads = tuple(torch.zeros_like(leaf) for leaf in leaves)
+    for tile in cut:
+        add_gradients(tile, (q, k, v, out.bfloat16(), lse), grad, scale, grads)
+    for found, leaf in zip(grads, leaves, strict=True):
+        limit = 4 * 2**-8 * float(leaf.grad.abs().max())
+        torch.testing.assert_close(found, leaf.grad, rtol=0, atol=limit)
