@@ -91,6 +91,9 @@ class NGPTConfig(PretrainedConfig):
         )
         self.hidden_act = hidden_act
         self.mlp_gated = mlp_gated
+        if not mlp_gated:
+            plan = {n: how for n, how in self.base_model_tp_plan.items() if "gate" not in n}
+            self.base_model_tp_plan = plan  # type: ignore[misc]
         self.mlp_norm_eps = mlp_norm_eps
         self.max_position_embeddings = max_position_embeddings
         self.initializer_range = initializer_range

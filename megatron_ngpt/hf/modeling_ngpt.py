@@ -49,12 +49,13 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
     Args:
         x: [B, N, T, H].
-        cos, sin: [B, 1, T, R / 2], R the number of dimensions that turn.
+        cos, sin: [B, T, R / 2], R the number of dimensions that turn.
         interleaved: pairs are (2i, 2i + 1), not (i, i + R / 2).
     """
     turning, still = x.float().tensor_split([2 * cos.shape[-1]], dim=-1)
     shape, dim = ((-1, 2), -1) if interleaved else ((2, -1), -2)
     one, two = turning.unflatten(-1, shape).unbind(dim)
+    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
     turned = torch.stack((one * cos - two * sin, one * sin + two * cos), dim).flatten(-2)
     return torch.cat((turned, still), dim=-1) if still.shape[-1] else turned
 
@@ -106,8 +107,8 @@ class NGPTRotaryEmbedding(nn.Module):
     @torch.no_grad()
     @dynamic_rope_update
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions [B, T] -> cosines and sines [B, 1, T, R / 2], fp32."""
-        angles = position_ids[:, None, :, None].float() * self.inv_freq.float().to(x.device)
+        """Positions [B, T] -> cosines and sines [B, T, R / 2], fp32."""
+        angles = position_ids[..., None].float() * self.inv_freq.float().to(x.device)
         return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
 
 
@@ -246,9 +247,6 @@ class NGPTPreTrainedModel(PreTrainedModel):
     supports_gradient_checkpointing = True
     _no_split_modules = ["NGPTDecoderLayer"]  # noqa: RUF012
     _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
-    _keep_in_fp32_modules_strict = [  # noqa: RUF012
-        "sqk", "suv", "suv_gate", "attn_alpha", "mlp_alpha", "sz",
-    ]  # fmt: skip
     _supports_flash_attn = True
     _supports_sdpa = True
     _supports_flex_attn = True
@@ -294,6 +292,8 @@ class NGPTModel(NGPTPreTrainedModel):
         )
         self.rotary_emb = NGPTRotaryEmbedding(config)
         self.gradient_checkpointing = False
+        gate = ["suv_gate"] if config.mlp_gated else []
+        self._keep_in_fp32_modules_strict = ["sqk", "suv", *gate, "attn_alpha", "mlp_alpha"]
         self.post_init()
 
     @merge_with_config_defaults
@@ -354,9 +354,22 @@ class NGPTForCausalLM(NGPTPreTrainedModel, GenerationMixin):
         self.model = NGPTModel(config)
         self.vocab_size = V = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, V, bias=False)
-        start = _start(config, config.sz_init_scaling)
-        self.sz, self.sz_factor = scaling_column(V, start), config.sz_init_value / start
+        self.sz_start = _start(config, config.sz_init_scaling)
+        self.sz_factor = config.sz_init_value / self.sz_start
+        self.sz = scaling_column(V, self.sz_start)
+        self._keep_in_fp32_modules_strict = ["sz"]
         self.post_init()
+
+    @torch.no_grad()
+    def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
+        """Change the number of token ids; scales of new ones start like all did."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        old, size = self.sz.weight, embeddings.weight.shape[0]
+        if size != len(old):
+            self.sz = scaling_column(size, self.sz_start).to(old.device, old.dtype)
+            self.sz.weight.fill_(self.sz_start)
+            self.sz.weight[: len(old)] = old[:size]
+        return embeddings
 
     @can_return_tuple
     def forward(

@@ -213,3 +213,12 @@ def test_the_carried_code_is_this_package_s(exported):
     package, folder = Path(modeling_ngpt.__file__).parent, exported("default").folder
     for name in ("configuration_ngpt.py", "modeling_ngpt.py"):
         assert (folder / name).read_text() == (package / name).read_text()
+
+
+def test_more_token_ids_keep_the_old_ones_logits(exported):
+    found = exported("default")
+    model = load(found.folder)
+    model.resize_token_embeddings(340)
+    logits = model(IDS).logits
+    assert logits.shape[-1] == 340
+    torch.testing.assert_close(logits[..., :330], found.model(IDS), rtol=0, atol=1e-5)
