@@ -1,15 +1,20 @@
-"""MB/s from JSON Lines to token ids: ours, plain sentencepiece and gigatoken alone, on one text.
+"""MB/s, tokens/s, memory from JSON Lines to ids: ours, sentencepiece, tokenizers, gigatoken.
 
     python -m benchmarks.preprocess
     python -m benchmarks.preprocess --input FILE.jsonl --tokenizer-model FILE.model
+    python -m benchmarks.preprocess --megatron ~/Megatron-LM
 
 Without ``--input`` the text is the Python standard library's sources, one document each, and the
 tokenizer has 4,096 pieces trained on them. "ours" is all of ``tools/preprocess_data.py`` after
-Python has started: load the tokenizer, check and encode every record, write the pair, sync it to
-disk. "sentencepiece" parses and encodes line by line and keeps the ids, as a loop or in a pool of
-processes as Megatron-LM does. "gigatoken" is its ``encode_files``: no checks, nothing written, and
-its own normalisation. MB are of the file. The fast ones take turns; figures are medians. MB per
-CPU second counts the time of all threads and processes, and suffers less from a busy machine.
+Python has started: load the tokenizer, check and encode every record, write shards and pair, sync
+them to disk. "sentencepiece" parses and encodes line by line and keeps the ids, as a loop or in a
+pool of processes as Megatron-LM does. "tokenizers" is Hugging Face's library with the same pieces,
+batches of 1,000 lines, its own threads. "gigatoken" is its ``encode_files``: no checks, nothing
+written, its own normalisation. Megatron-LM's tool runs from a checkout, with Python's start.
+
+MB are of the file. The fast ones take turns; figures are medians. MB per CPU second counts the time
+of all threads and processes, and suffers less from a busy machine. Every run has a process of its
+own; memory is what it grows by while it works, of its largest process.
 """
 
 from __future__ import annotations
@@ -18,11 +23,15 @@ import argparse
 import json
 import resource
 import statistics
+import subprocess
+import sys
 import sysconfig
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from functools import cache
+from concurrent.futures import ProcessPoolExecutor
+from functools import cache, partial
+from itertools import islice
 from multiprocessing import get_context
 from pathlib import Path
 from typing import NamedTuple
@@ -32,6 +41,7 @@ import torch
 
 from benchmarks.report import facts, table, write_json
 from megatron_ngpt.data.bulk import EncoderName
+from megatron_ngpt.data.indexed import IndexedDataset
 from megatron_ngpt.data.preprocess import PreprocessJob, preprocess
 from megatron_ngpt.data.tokenizer import SentencePieceTokenizer, train_tokenizer
 from megatron_ngpt.extras import require
@@ -44,59 +54,71 @@ def main(argv: Sequence[str] | None = None) -> int:
         text, model = options.input, options.tokenizer_model
         if text is None:
             text, model = _standard_library(Path(folder), model)
-        speeds = measure(text, model, Path(folder), options.workers, options.rounds)
-        size = text.stat().st_size
-    results = {**facts(torch.device("cpu")), "text_MB": size / 1e6}
+        speeds = measure(text, model, Path(folder), options)
+        tokens = IndexedDataset(f"{folder}/made_text_document").token_count
+        size = text.stat().st_size / 1e6
+    results = {**facts(torch.device("cpu")), "text_MB": size, "tokens": tokens}
     print(json.dumps(results))
-    one, two = (speeds[f"sentencepiece, {n}"].wall for n in ("1 process", "2 processes"))
-    rows = [
-        [name, *(f"{value:.1f}" for value in (*speed, speed.wall / one, speed.wall / two))]
-        for name, speed in speeds.items()
-    ]
-    print(table(["", "MB/s", "MB per CPU second", "times 1 process", "times 2 processes"], rows))
+    one = speeds["sentencepiece, 1 process"].wall
+    rows = []
+    for name, speed in speeds.items():
+        numbers = speed.wall, speed.cpu, speed.wall * tokens / size / 1e6, speed.wall / one
+        rows.append([name, *(f"{number:.1f}" for number in numbers), f"{speed.memory:.0f}"])
+    names = ("MB/s", "MB per CPU second", "million tokens/s", "times 1 process", "memory, MB")
+    print(table(["", *names], rows))
     write_json(options.json, results | {name: speed._asdict() for name, speed in speeds.items()})
     return 0
 
 
 class Speed(NamedTuple):
-    """MB per second, by the clock and of processor time."""
+    """MB per second, by the clock and of processor time, and MB of memory."""
 
     wall: float
     cpu: float
+    memory: float
 
 
-def measure(text: Path, model: Path, folder: Path, workers: int, rounds: int) -> dict[str, Speed]:
+def measure(text: Path, model: Path, folder: Path, options: argparse.Namespace) -> dict[str, Speed]:
     """Speed of each contestant."""
-
-    def ours(encoder: EncoderName) -> None:
-        names = dict(inputs=[str(text)], output_prefix=f"{folder}/made", tokenizer=str(model))
-        job = PreprocessJob(**names, workers=workers, encoder=encoder, log_interval=10**9)
-        preprocess(job, report=lambda line: None)
-
+    ours = partial(_ours, text, model, folder, options.workers)
     slow: dict[str, Callable[[], None]] = {
-        "sentencepiece, 1 process": lambda: _sentencepiece(text, model, 1),
-        "sentencepiece, 2 processes": lambda: _sentencepiece(text, model, 2),
-        "ours, --encoder sentencepiece": lambda: ours("sentencepiece"),
+        "sentencepiece, 1 process": partial(_sentencepiece, text, model, 1),
+        "sentencepiece, 2 processes": partial(_sentencepiece, text, model, 2),
+        "ours, --encoder sentencepiece": partial(ours, "sentencepiece"),
+        "tokenizers": partial(_tokenizers, text, model),
     }
+    if options.megatron:
+        slow["Megatron-LM"] = partial(_megatron, options.megatron, text, model, folder)
     fast: dict[str, Callable[[], None]] = {
-        "gigatoken": lambda: _gigatoken(text, model),
-        "ours": lambda: ours("auto"),
+        "gigatoken": partial(_gigatoken, text, model),
+        "ours": partial(ours, "auto"),
     }
     spent: dict[str, list[Speed]] = {name: [] for name in (*slow, *fast)}
-    for name, run in [*slow.items(), *fast.items()] + [*fast.items()] * (rounds - 1):
-        spent[name].append(_spent(run))
+    for name, run in [*slow.items(), *fast.items()] + [*fast.items()] * (options.rounds - 1):
+        with ProcessPoolExecutor(1, get_context("fork")) as pool:
+            spent[name].append(pool.submit(_spent, run).result())
     size = text.stat().st_size / 1e6
-    return {
-        name: Speed(*(size / statistics.median(seconds) for seconds in zip(*each, strict=True)))
-        for name, each in spent.items()
-    }
+    found = {}
+    for name, each in spent.items():
+        wall, cpu, memory = (statistics.median(values) for values in zip(*each, strict=True))
+        found[name] = Speed(size / wall, size / cpu, memory)
+    return found
+
+
+def _ours(text: Path, model: Path, folder: Path, workers: int, encoder: EncoderName) -> None:
+    names = dict(inputs=[str(text)], output_prefix=f"{folder}/made", tokenizer=str(model))
+    job = PreprocessJob(**names, workers=workers, encoder=encoder, log_interval=10**9)
+    preprocess(job, report=lambda line: None)
 
 
 def _spent(run: Callable[[], None]) -> Speed:
     """Seconds, not MB per second."""
     wall, cpu = time.perf_counter(), _cpu_seconds()
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run()
-    return Speed(time.perf_counter() - wall, _cpu_seconds() - cpu)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    largest = max(grown, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
+    return Speed(time.perf_counter() - wall, _cpu_seconds() - cpu, largest * 1024 / 1e6)
 
 
 def _cpu_seconds() -> float:
@@ -107,6 +129,29 @@ def _cpu_seconds() -> float:
 def _gigatoken(text: Path, model: Path) -> None:
     gigatoken = require("gigatoken", "preprocess", "this benchmark")
     gigatoken.Tokenizer.from_sentencepiece(model).encode_files(gigatoken.JsonlFileSource([text]))
+
+
+def _tokenizers(text: Path, model: Path) -> None:
+    library = require("tokenizers", "preprocess", "this benchmark")
+    loader = require("gigatoken._load.sentencepiece", "preprocess", "this benchmark")
+    description = loader.sentencepiece_to_tokenizer_json(model.read_bytes())
+    tokenizer = library.Tokenizer.from_str(description)
+    kept = []
+    with text.open("rb") as lines:
+        while batch := [json.loads(line)["text"] for line in islice(lines, 1000)]:
+            kept += [np.array(each.ids) for each in tokenizer.encode_batch_fast(batch)]
+
+
+def _megatron(checkout: Path, text: Path, model: Path, folder: Path) -> None:
+    subprocess.run(
+        [
+            *(sys.executable, str(checkout / "tools/preprocess_data.py"), "--input", str(text)),
+            *("--output-prefix", f"{folder}/megatron", "--tokenizer-model", str(model)),
+            *("--tokenizer-type", "GPTSentencePieceTokenizer", "--workers", "2"),
+        ],
+        check=True,
+        stdout=subprocess.DEVNULL,
+    )
 
 
 def _sentencepiece(text: Path, model: Path, processes: int) -> None:
@@ -150,6 +195,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--input", type=Path, metavar="FILE", help="JSON Lines with key text")
     parser.add_argument("--tokenizer-model", type=Path, metavar="FILE", help="SentencePiece .model")
     parser.add_argument("--workers", type=int, default=0, help="our threads [one per core]")
+    parser.add_argument("--megatron", type=Path, metavar="FOLDER", help="Megatron-LM's checkout")
     parser.add_argument("--rounds", type=int, default=5, help="of the fast contestants [5]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here, too")
     return parser

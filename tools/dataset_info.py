@@ -8,10 +8,10 @@ import sys
 
 import numpy as np
 
+from megatron_ngpt.data.bulk import load_tokenizer
 from megatron_ngpt.data.indexed import IndexedDataset
 from megatron_ngpt.data.pairs.info import lengths_of
 from megatron_ngpt.data.pairs.manifest import read_manifest, verify
-from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
 
 SHOWN_TOKENS = 100
 
@@ -59,7 +59,7 @@ def _show(options: argparse.Namespace) -> None:
 def _show_samples(dataset: IndexedDataset, options: argparse.Namespace) -> None:
     if not options.tokenizer_model:
         raise ValueError("--samples needs --tokenizer-model to decode them with")
-    tokenizer = SentencePieceTokenizer(options.tokenizer_model)
+    tokenizer = load_tokenizer(options.tokenizer_model)
     count = min(options.samples, dataset.document_count)
     for number in np.linspace(0, dataset.document_count - 1, count).astype(int).tolist():
         ids = dataset.document(number)

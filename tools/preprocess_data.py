@@ -16,7 +16,10 @@ from megatron_ngpt.data.sources import FORMATS
 from megatron_ngpt.mesh.mpi import Team
 
 # Megatron's names for one and the same thing.
-TOKENIZER_TYPES = ("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer")
+TOKENIZER_TYPES = (
+    *("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer"),
+    "HuggingFaceTokenizer",
+)
 
 
 def main() -> int:
@@ -78,13 +81,13 @@ def _options() -> argparse.Namespace:
         *("--tokenizer-model", "--tokenizer"),
         required=True,
         metavar="FILE",
-        help="SentencePiece .model file",
+        help="SentencePiece .model file, or a Hugging Face tokenizer.json",
     )
     add(
         "--tokenizer-type",
         choices=TOKENIZER_TYPES,
         default=TOKENIZER_TYPES[0],
-        help="for Megatron's scripts: the three names mean the same",
+        help="for Megatron's scripts: the file decides",
     )
     add("--append-eod", action="store_true", help="end every document with the tokenizer's </s>")
     add(
@@ -115,9 +118,9 @@ def _options() -> argparse.Namespace:
     )
     add(
         "--encoder",
-        choices=("auto", "gigatoken", "sentencepiece"),
+        choices=("auto", "gigatoken", "sentencepiece", "tokenizers"),
         default="auto",
-        help="auto: gigatoken where it gives sentencepiece's ids, else sentencepiece [%(default)s]",
+        help="auto: gigatoken where it gives sentencepiece's ids, else the tokenizer's own [auto]",
     )
     add(
         "--workers",

@@ -62,7 +62,7 @@ _AT_LEAST: dict[str, float] = {
     **{f"parallel.{name}": 1 for name in ("tp", "pp", "cp", "ulysses")},
     **{f"optim.{name}": 0 for name in ("lr", "min_lr", "warmup_steps", "decay_steps", "eps")},
     **{f"optim.{name}": 0 for name in ("weight_decay", "grad_clip")},
-    **{"data.seq_len": 1, "data.prefetch": 0},
+    **{"data.seq_len": 1, "data.shuffle_unit": 0, "data.prefetch": 0},
     **{f"train.{name}": 1 for name in ("steps", "global_batch", "micro_batch")},
     **{f"train.{name}": 0 for name in ("stop_at", "seed", "check_every", "hang_timeout")},
     **{f"train.{name}": 0 for name in ("mlp_tile", "loss_chunk")},

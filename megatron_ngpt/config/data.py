@@ -71,6 +71,10 @@ class DataConfig:
     eod: int = -1
     """Id that ends a document, for document_mask; -1 means the tokenizer's."""
 
+    shuffle_unit: int = 0
+    """Tokens in a row that are shuffled and dealt out together, a multiple of every seq_len that
+    the run will have; 0 means seq_len, which then must not change."""
+
     prefetch: int = 2
     """Batches read ahead by the loader's thread; 0 reads in the training loop."""
 

@@ -15,6 +15,11 @@ def data_problems(data: DataConfig) -> Iterator[str]:
     valid = corpora_of(data.valid)
     if not valid and not 0 <= data.valid_fraction < 1:
         yield f"data.valid_fraction = {data.valid_fraction}: must be in [0, 1)"
+    if data.shuffle_unit % max(1, data.seq_len):
+        yield (
+            f"data.shuffle_unit = {data.shuffle_unit} is not a multiple of data.seq_len = "
+            f"{data.seq_len}: samples are cut from units"
+        )
     for setting, corpora in (*blends_of(data).items(), ("data.valid", valid)):
         yield from _blend(setting, corpora)
     for corpus in valid:

@@ -159,7 +159,8 @@ def train_loader(
     Raises:
         ValueError: a corpus reaches its limit of epochs before train.steps.
     """
-    stream = BlendStream(stages, config.data.seq_len, config.train.seed)
+    data = config.data
+    stream = BlendStream(stages, data.seq_len, config.train.seed, data.shuffle_unit)
     last = consumed + (config.train.steps - step) * config.train.global_batch
     end = stream.first_beyond_epochs()
     if end is not None and end.number < last:

@@ -82,7 +82,12 @@ def train(
 
 
 def _loader(config: Config, engine: Engine, stages: Sequence[Stage], progress: Progress) -> Loader:
-    samples = progress.tokens // config.data.seq_len  # seq_len may have changed since
+    samples, rest = divmod(progress.tokens, config.data.seq_len)  # it may have changed since
+    if rest and config.data.shuffle_unit:
+        raise ValueError(
+            f"data.seq_len = {config.data.seq_len}: the run stands at token {progress.tokens}, no "
+            "multiple of it, so some would be read twice: change it after a step where it is one"
+        )
     dp, dp_rank = engine.mesh.degrees.dp, engine.mesh.index("dp")
     return train_loader(
         config,

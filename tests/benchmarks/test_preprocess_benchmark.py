@@ -19,6 +19,7 @@ def test_every_contestant_has_a_speed(tmp_path, capsys):
         "sentencepiece, 1 process",
         "sentencepiece, 2 processes",
         "ours, --encoder sentencepiece",
+        "tokenizers",
         "gigatoken",
         "ours",
     ):

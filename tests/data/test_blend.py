@@ -75,6 +75,38 @@ def test_stages_lose_and_repeat_no_token_of_any_corpus(corpora, weights, lengths
         first = max(first, end)
 
 
+@settings(deadline=None, max_examples=60)
+@given(
+    weights=st.tuples(blends, blends),
+    start=st.integers(0, 200),
+    lengths=st.lists(st.sampled_from([2, 4, 6, 12]), min_size=1, max_size=4),
+)
+def test_changing_seq_len_loses_and_repeats_no_token(corpora, weights, start, lengths):
+    """Units of 12 tokens: whatever seq_len each 120 tokens of the run have, they are the same."""
+    stages = [Stage(at, shares(corpora, w)) for at, w in zip((0, start), weights, strict=True)]
+    units = BlendStream(stages, 12, seed=5).batch(np.arange(10 * len(lengths)))
+    for part, seq_len in enumerate(lengths):
+        stream = BlendStream(stages, seq_len, seed=5, unit=12)
+        per_part = 120 // seq_len
+        rows = stream.batch(np.arange(part * per_part, (part + 1) * per_part))
+        whole = units[part * 10 : (part + 1) * 10]
+        assert rows[:, :-1].ravel().tolist() == whole[:, :-1].ravel().tolist()
+        assert rows[:, 1:].ravel().tolist() == whole[:, 1:].ravel().tolist()
+        for number in (part * per_part, (part + 1) * per_part - 1):
+            of_unit = BlendStream(stages, 12, seed=5).corpus_of(number * seq_len // 12)
+            assert stream.corpus_of(number) is of_unit
+
+
+def test_limit_of_epochs_counts_samples_whatever_the_unit(corpora):
+    """Corpus 1 has 37 tokens: 4 units of 12 begin in one pass, 24 samples of 2."""
+    stages = [Stage(0, shares(corpora, {1: 1}, epochs={1: 1}))]
+    stream = BlendStream(stages, 2, seed=5, unit=12)
+    assert stream.first_beyond_epochs().number == 24
+    stream.batch(np.arange(24))
+    with pytest.raises(ValueError, match="when sample 24 wants more"):
+        stream.batch(np.arange(20, 30))
+
+
 def test_after_lcm_many_samples_every_token_was_an_input_equally_often(corpora):
     """Equal weights, 4 * 40 * 37 samples: each corpus is read through a whole number of times."""
     stream = BlendStream([Stage(0, shares(corpora[:2], {0: 1, 1: 1}))], SEQ_LEN, seed=5)

@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 
-from megatron_ngpt.data.bulk import bulk_encoder
+from megatron_ngpt.data.bulk import Tokenizer, bulk_encoder, load_tokenizer
 from megatron_ngpt.data.indexed import IndexedWriter, dtype_for
 from megatron_ngpt.data.preprocess.job import PreprocessJob
 from megatron_ngpt.data.preprocess.long_documents import LongDocuments, LongIds
@@ -21,7 +21,6 @@ from megatron_ngpt.data.sources import Document, RecordBatch, Refusal, in_batche
 from megatron_ngpt.data.sources.jsonl import lines_before
 from megatron_ngpt.data.sources.long import LongText
 from megatron_ngpt.data.sources.records import UnusableError
-from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")
@@ -72,7 +71,7 @@ class ShardEncoder:
 
     def __init__(self, job: PreprocessJob, parts: Parts, threads: int) -> None:
         self._job, self._parts, self._threads = job, parts, threads
-        tokenizer = SentencePieceTokenizer(job.tokenizer)
+        tokenizer = load_tokenizer(job.tokenizer)
         self._end_id = _end_id(tokenizer) if job.append_eod else None
         self._dtype = dtype_for(tokenizer.vocab_size)
         self._encoder, why = bulk_encoder(tokenizer, job.encoder)
@@ -181,7 +180,7 @@ def map_in_order(
         yield running.popleft().result()
 
 
-def _end_id(tokenizer: SentencePieceTokenizer) -> int:
+def _end_id(tokenizer: Tokenizer) -> int:
     if tokenizer.eos_id is None:
         raise ValueError(
             f"--append-eod: tokenizer {tokenizer.path} has no end id (eos); train it with one or "

@@ -10,13 +10,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from megatron_ngpt.data.bulk import load_tokenizer
 from megatron_ngpt.data.indexed import IndexedDataset, IndexedWriter
 from megatron_ngpt.data.pairs.manifest import manifest_path, write_manifest
 from megatron_ngpt.data.preprocess.job import PreprocessJob
 from megatron_ngpt.data.preprocess.parts import Parts, Report
 from megatron_ngpt.data.preprocess.plan import Shard
 from megatron_ngpt.data.sources import Refusal, Source
-from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
 
 _SHOWN = 5
 
@@ -105,7 +105,7 @@ class Merge:
 
     def _origin(self, key: str, summary: Summary) -> dict[str, Any]:
         job = self._job
-        tokenizer = SentencePieceTokenizer(job.tokenizer)
+        tokenizer = load_tokenizer(job.tokenizer)
         return {
             "made_by": "preprocess_data",
             "tokenizer": {

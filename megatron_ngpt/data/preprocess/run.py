@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from megatron_ngpt.data.bulk import load_tokenizer
 from megatron_ngpt.data.preprocess.encode import ShardEncoder
 from megatron_ngpt.data.preprocess.job import PreprocessJob, cores
 from megatron_ngpt.data.preprocess.lock import exclusive
@@ -19,7 +20,6 @@ from megatron_ngpt.data.preprocess.workers import encode_in_processes
 from megatron_ngpt.data.sources import Source, find_sources
 from megatron_ngpt.data.sources.files import STDIN
 from megatron_ngpt.data.sources.readers import ENDINGS
-from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
 
 _T = TypeVar("_T")
 Report = Callable[[str], None]
@@ -76,7 +76,7 @@ def _silent(line: str) -> None:
 def _plan(job: PreprocessJob, parts: Parts, held: ExitStack, report: Report) -> _Plan:
     job.check()
     sources = find_sources(job.inputs, ENDINGS[job.format])
-    SentencePieceTokenizer(job.tokenizer)  # refused before anything is written
+    load_tokenizer(job.tokenizer)  # refused before anything is written
     parts.folder.parent.mkdir(parents=True, exist_ok=True)
     held.enter_context(exclusive(Path(f"{job.output_prefix}.lock"), job.output_prefix))
     if STDIN in job.inputs:

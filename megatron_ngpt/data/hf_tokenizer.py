@@ -1,0 +1,75 @@
+"""Hugging Face ``tokenizer.json`` files: text to ids and back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from megatron_ngpt.extras import require
+
+# Asked for where no tokenizer_config.json names the token.
+_END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
+
+
+class HFTokenizer:
+    """A ``tokenizer.json`` in use, with the interface of ``SentencePieceTokenizer``.
+
+    Special tokens that a text spells out become their ids, as the library does it.
+
+    Args:
+        path: the file; a ``tokenizer_config.json`` beside it may name the token that ends a text.
+
+    Attributes:
+        path: the file.
+        model: its content.
+        vocab_size: the largest id and one.
+        eos_id: id that ends a document, or None when none is known.
+
+    Raises:
+        FileNotFoundError: when there is no such file.
+        ModuleNotFoundError: when tokenizers is not installed.
+        ValueError: when it is no tokenizer.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        if not self.path.is_file():
+            raise FileNotFoundError(f"tokenizer {str(path)!r}: no such file")
+        self.model = self.path.read_bytes()
+        library = require("tokenizers", "preprocess", "tokenizer.json files")
+        try:
+            self.library: Any = library.Tokenizer.from_str(self.model.decode())
+        except Exception as err:  # the library raises nothing more specific
+            raise ValueError(f"tokenizer {str(path)!r}: no tokenizer.json ({err})") from err
+        # The file may cut or fill what it encodes, which a corpus must not be.
+        self.library.no_truncation()
+        self.library.no_padding()
+        self.vocab_size = 1 + max(self.library.get_vocab(with_added_tokens=True).values())
+        self.eos_id = self._end_id()
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of a text, without begin or end marks."""
+        ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Text of any ids; special tokens and ids outside the vocabulary vanish."""
+        known = [i for i in map(int, ids) if i < self.vocab_size]
+        text: str = self.library.decode(known, skip_special_tokens=True)
+        return text
+
+    def has_pieces_across_spaces(self) -> bool:
+        """Whether tokens are known to go on after a space; here only trying can tell."""
+        return False
+
+    def _end_id(self) -> int | None:
+        config = self.path.with_name("tokenizer_config.json")
+        names: Sequence[str] = _END_TOKENS
+        if config.is_file() and (named := json.loads(config.read_text()).get("eos_token")):
+            names = [named["content"] if isinstance(named, dict) else named]
+        ids = (self.library.token_to_id(name) for name in names)
+        return next((i for i in ids if i is not None), None)

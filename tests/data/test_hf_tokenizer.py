@@ -1,0 +1,86 @@
+import json
+
+import numpy as np
+import pytest
+
+from megatron_ngpt.data.bulk import TokenizersEncoder, bulk_encoder, load_tokenizer
+from megatron_ngpt.data.hf_tokenizer import HFTokenizer
+from megatron_ngpt.data.indexed import IndexedDataset
+from megatron_ngpt.data.preprocess import PreprocessJob, long_documents, preprocess
+from megatron_ngpt.data.sources import jsonl, long
+
+tokenizers = pytest.importorskip("tokenizers")
+
+
+@pytest.fixture(scope="module")
+def tokenizer(texts, tmp_path_factory):
+    """A byte-level BPE as GPT-2's."""
+    model = tokenizers.Tokenizer(tokenizers.models.BPE())
+    model.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model.decoder = tokenizers.decoders.ByteLevel()
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=600,
+        special_tokens=["<|endoftext|>"],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    model.train_from_iterator(texts, trainer)
+    model.enable_truncation(5)
+    path = tmp_path_factory.mktemp("hf") / "tokenizer.json"
+    model.save(str(path))
+    return load_tokenizer(path)
+
+
+def test_text_goes_in_and_comes_out(tokenizer, texts):
+    assert isinstance(tokenizer, HFTokenizer)
+    assert (tokenizer.vocab_size, tokenizer.eos_id) == (600, 0)
+    for text in texts:
+        assert tokenizer.decode([*tokenizer.encode(text), 0, 601]) == text
+
+
+def test_many_at_once_are_one_after_another(tokenizer, odd_texts):
+    encoder, why = bulk_encoder(tokenizer)
+    assert isinstance(encoder, TokenizersEncoder)
+    assert why == ""
+    ids, lengths = encoder.encode([text.encode() for text in odd_texts])
+    found = np.split(ids, np.cumsum(lengths)[:-1])
+    assert [one.tolist() for one in found] == [tokenizer.encode(text) for text in odd_texts]
+    with pytest.raises(ValueError, match=r"--encoder gigatoken does not read tokenizer\.json"):
+        bulk_encoder(tokenizer, "gigatoken")
+
+
+def test_a_config_beside_it_names_the_end(tokenizer, tmp_path):
+    for name in ({"content": "a"}, "a"):
+        (tmp_path / "tokenizer.json").write_bytes(tokenizer.model)
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": name}))
+        assert load_tokenizer(tmp_path / "tokenizer.json").eos_id == tokenizer.encode("a")[0]
+
+
+def test_what_is_no_tokenizer(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        load_tokenizer(tmp_path / "no.json")
+    (tmp_path / "empty.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"no tokenizer\.json"):
+        load_tokenizer(tmp_path / "empty.json")
+
+
+def test_a_corpus_with_a_long_document(tokenizer, texts, tmp_path, monkeypatch):
+    for module in (jsonl, long):
+        monkeypatch.setattr(module, "LONG", 4000)
+    monkeypatch.setattr(TokenizersEncoder, "batch_bytes", 3000)
+    monkeypatch.setattr(long_documents, "_AROUND", 200)
+    monkeypatch.setattr(long_documents, "_SEARCHED", 2000)
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in ["short", *texts]))
+    job = PreprocessJob(
+        inputs=[str(path)],
+        output_prefix=str(tmp_path / "out"),
+        tokenizer=str(tokenizer.path),
+        append_eod=True,
+    )
+    lines = []
+    preprocess(job, lines.append)
+    assert "encoded by tokenizers" in lines[0]
+    made = IndexedDataset(tmp_path / "out_text_document")
+    for number, text in enumerate(["short", *texts]):
+        assert made.document(number).tolist() == [*tokenizer.encode(text), tokenizer.eos_id]
