@@ -58,6 +58,9 @@ class DataConfig:
     stages: tuple[StageConfig, ...] = ()
     """Later blends, as a list of {tokens, train}: each replaces train after so many tokens."""
 
+    cache_dir: str = ""
+    """Folder on a local disk for copies of corpora whose prefix is a URL (s3://..., gs://...)."""
+
     tokenizer: str = ""
     """SentencePiece model file; needed for text in and out, not for training itself."""
 

@@ -21,7 +21,7 @@ def data_problems(data: DataConfig) -> Iterator[str]:
             f"{data.seq_len}: samples are cut from units"
         )
     for setting, corpora in (*blends_of(data).items(), ("data.valid", valid)):
-        yield from _blend(setting, corpora)
+        yield from _blend(setting, corpora, data.cache_dir)
     for corpus in valid:
         if corpus.epochs:
             yield (
@@ -37,12 +37,17 @@ def data_problems(data: DataConfig) -> Iterator[str]:
     yield from _names(data, valid)
 
 
-def _blend(setting: str, corpora: Sequence[CorpusConfig]) -> Iterator[str]:
+def _blend(setting: str, corpora: Sequence[CorpusConfig], cache_dir: str) -> Iterator[str]:
     for corpus in corpora:
         if corpus.prefix.startswith(("[", "{")):
             yield (
                 f"{setting} = {corpus.prefix}: no list of corpora; each needs a prefix and may "
                 "have weight, epochs and name: [{prefix: A, weight: 0.7}, {prefix: B, weight: 0.3}]"
+            )
+        if "://" in corpus.prefix and not cache_dir:
+            yield (
+                f"{setting} = {corpus.prefix} is a URL: set data.cache_dir to a folder on a disk "
+                "of every node, where a copy is kept"
             )
         if not (corpus.weight > 0 and math.isfinite(corpus.weight)):
             yield (

@@ -10,6 +10,7 @@ import numpy as np
 from megatron_ngpt.config import DataConfig, blends_of, corpora_of
 from megatron_ngpt.data.flat import FlatDataset
 from megatron_ngpt.data.indexed import IndexedDataset
+from megatron_ngpt.data.remote import is_url, local_copy
 
 Dataset = IndexedDataset | FlatDataset
 
@@ -84,7 +85,9 @@ def open_corpora(data: DataConfig) -> tuple[tuple[Stage, ...], tuple[Share, ...]
                 held_back[key] = Share(valid, corpus.name, corpus.weight / total)
         stages.append(Stage(first, tuple(shares)))
     own = (
-        Share(_whole(_open("data.valid", corpus.prefix)), corpus.name, corpus.weight)
+        Share(
+            _whole(_open("data.valid", corpus.prefix, data.cache_dir)), corpus.name, corpus.weight
+        )
         for corpus in corpora_of(data.valid)
     )
     return tuple(stages), tuple(own) or tuple(held_back.values())
@@ -122,7 +125,7 @@ def _whole(dataset: Dataset) -> TokenRange:
 
 def _parts(setting: str, prefix: str, data: DataConfig) -> tuple[TokenRange, TokenRange | None]:
     """What is trained on and what is held back."""
-    dataset = _open(setting, prefix)
+    dataset = _open(setting, prefix, data.cache_dir)
     if data.valid or data.valid_fraction == 0:
         return _whole(dataset), None
     return split_corpus(dataset, data.valid_fraction)
@@ -135,10 +138,12 @@ def _make(setting: str) -> str:
     )
 
 
-def _open(setting: str, prefix: str) -> Dataset:
+def _open(setting: str, prefix: str, cache_dir: str) -> Dataset:
     make = _make(setting)
     dataset: Dataset
     try:
+        if is_url(prefix):
+            prefix = local_copy(prefix, cache_dir)
         dataset = FlatDataset(prefix) if prefix.endswith(".bin") else IndexedDataset(prefix)
     except FileNotFoundError as err:
         raise FileNotFoundError(f"{setting} = {prefix}: {err}; {make}") from err

@@ -30,6 +30,7 @@ IMPOSSIBLE = {
     "--train.steps 0": ["train.steps = 0", "at least 1"],
     "--train.micro_batch 0": ["train.micro_batch = 0", "at least 1"],
     "--train.stop_at 11 --train.steps 10": ["train.stop_at = 11", "train.steps = 10", "set 0"],
+    "--data.train s3://bucket/a": ["data.train = s3://bucket/a is a URL", "data.cache_dir"],
     "--data.shuffle_unit 1500": ["data.shuffle_unit = 1500", "multiple of data.seq_len = 1024"],
     "--data.valid_fraction 1": ["data.valid_fraction = 1", "[0, 1)"],
     '--data.train [{"prefix":"a","weight":0}]': ["data.train: a has weight = 0.0", "leave out"],

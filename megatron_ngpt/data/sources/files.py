@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
+from megatron_ngpt.data.remote import filesystem, is_url
 from megatron_ngpt.extras import require
 
 STDIN = "-"
@@ -117,18 +118,6 @@ def open_bytes(path: str) -> IO[bytes]:
     file = _open_raw(path)
     decompress = _DECOMPRESSORS.get(_compression(path))
     return decompress(file) if decompress else file
-
-
-def is_url(path: str) -> bool:
-    """Whether fsspec is to open it."""
-    return "://" in path
-
-
-def filesystem(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL, and the path in it."""
-    fsspec = require("fsspec", "remote", "reading URLs")
-    found: tuple[Any, str] = fsspec.core.url_to_fs(url)
-    return found
 
 
 def _open_raw(path: str) -> IO[bytes]:
