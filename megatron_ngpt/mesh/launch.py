@@ -78,7 +78,7 @@ def read_job(environ: Mapping[str, str] | None = None) -> Job:
         id=env.get("SLURM_JOB_ID", ""),
         restarts=int(env.get("SLURM_RESTART_COUNT", 0)),
         nodes=env.get("SLURM_JOB_NODELIST", ""),
-        ends_at=float(env.get("SLURM_JOB_END_TIME", math.inf)),
+        ends_at=float(env.get("SLURM_JOB_END_TIME") or math.inf),
     )
 
 

@@ -1,0 +1,166 @@
+"""One cluster, one uninterrupted run to compare with, and jobs from the shipped scripts."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from megatron_ngpt.train.attempts import Attempt, read_attempts
+from tests.distributed import run
+from tests.jobs import REPOSITORY, metrics, train_on, words
+from tests.slurm.cluster import Cluster, missing, running, wait_for
+
+STEPS = 150
+SECTIONS = {"train": {"steps": STEPS}, "checkpoint": {"every": 10}, "logging": {"every": 50}}
+ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+SITE = """
+export PATH={path} PYTHONPATH=$PWD OMP_NUM_THREADS=1
+container=() srun_options=() debug_options=(--ntasks-per-node=1)
+mpi=pmix tries=3
+"""
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory) -> Iterator[Cluster]:
+    """Three nodes."""
+    if why := missing():
+        pytest.skip(f"no SLURM: {why}")
+    with running(tmp_path_factory.mktemp("slurm"), size=3) as started:
+        yield started
+
+
+@pytest.fixture(autouse=True)
+def quiet(request) -> Iterator[None]:
+    """No test leaves jobs behind, or nodes that are down."""
+    yield
+    if "cluster" in request.fixturenames:
+        cluster = request.getfixturevalue("cluster")
+        cluster.command("scancel", "--full", "--signal=KILL", "--user=root", check=False)
+        cluster.command("scancel", "--user=root", check=False)
+        for node in (f"n{n}" for n in range(1, cluster.size + 1)):
+            if cluster.processes[node].poll() is not None:
+                cluster.repair(node)
+        wait_for(lambda: len(cluster.idle()) == cluster.size, 60, "idle nodes")
+
+
+@pytest.fixture(scope="session")
+def whole(toy_corpus, tmp_path_factory) -> list[dict[str, float]]:
+    """Metrics of the uninterrupted run on two ranks."""
+    folder = tmp_path_factory.mktemp("whole")
+    run(2, _train, words(toy_corpus, folder, **SECTIONS))
+    return metrics(folder)
+
+
+def _train(mesh, arguments: list[str]) -> None:
+    train_on(mesh, arguments)
+
+
+@dataclass
+class Run:
+    """A run's folder, and the jobs that work on it."""
+
+    cluster: Cluster
+    folder: Path
+    words: list[str]
+    """pretrain_ngpt.py's, less the folder."""
+    site: Path
+    job: str = ""
+
+    def submit(self, *options: str, script: str = "pretrain.sbatch", more: list[str] = ()) -> str:
+        """sbatch of a shipped script; returns and keeps the job's number."""
+        output = f"--output={self.folder.parent}/{self.folder.name}-%j.txt"
+        place = ["--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", output]
+        self.job = self.cluster.command(
+            "sbatch", "--parsable", *place, *options, f"examples/slurm/{script}", str(self.folder),
+            *more, *self.words, cwd=REPOSITORY, env=self.environment,
+        ).split()[-1]  # fmt: skip
+        return self.job
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**self.cluster.environment, "NGPT_SITE": str(self.site), "USER": "root"}
+
+    def facts(self) -> dict[str, str]:
+        """What scontrol knows of the job."""
+        told = self.cluster.command("scontrol", "-o", "show", "job", self.job)
+        return dict(word.split("=", 1) for word in told.split() if "=" in word)
+
+    def step(self) -> int:
+        """The last step in metrics.jsonl."""
+        path = self.folder / "metrics.jsonl"
+        lines = path.read_text().splitlines() if path.exists() else []
+        try:
+            return json.loads(lines[-1])["step"]
+        except (IndexError, ValueError):
+            return 0
+
+    def reach(self, step: int) -> None:
+        """Wait until a step is done."""
+        wait_for(lambda: self.step() >= step or self._ended(), 120, f"step {step}\n{self}")
+        assert self.step() >= step, self
+
+    def requeued(self, restarts: int) -> None:
+        """Wait until the job was requeued so often, and spare it SLURM's pause of two minutes."""
+
+        def again() -> bool:
+            facts = self.facts()
+            if facts["JobState"] == "PENDING" and int(facts["Restarts"]) == restarts:
+                self.cluster.command(
+                    "scontrol", "update", f"JobId={self.job}", "StartTime=now", check=False
+                )
+            return facts["JobState"] == "RUNNING" and int(facts["Restarts"]) == restarts
+
+        wait_for(lambda: again() or self._ended(), 120, f"restart {restarts}\n{self}")
+        assert not self._ended(), self
+
+    def end(self) -> str:
+        """Wait for the end of the job; its state."""
+        wait_for(self._ended, 180, f"the end\n{self}")
+        return self.facts()["JobState"]
+
+    def _ended(self) -> bool:
+        return self.facts()["JobState"] in ENDED
+
+    @property
+    def attempts(self) -> list[Attempt]:
+        return read_attempts(self.folder)
+
+    def __str__(self) -> str:
+        said = "".join(path.read_text()[-6000:] for path in self._outputs())
+        return f"{self.facts()}\n{self.attempts}\n{said}"
+
+    def _outputs(self) -> list[Path]:
+        return sorted(self.folder.parent.glob(f"{self.folder.name}-*.txt"))
+
+    @property
+    def said(self) -> str:
+        return "".join(path.read_text() for path in self._outputs())
+
+
+@pytest.fixture
+def pretraining(cluster, toy_corpus, tmp_path) -> Callable[..., Run]:
+    """A run on the cluster, not yet submitted, with these settings."""
+    site = tmp_path / "env.sh"
+    python = Path(shutil.which("python")).parent
+    site.write_text(SITE.format(path=f"{python}:$PATH"))
+
+    def prepare(**sections: dict) -> Run:
+        folder = tmp_path / "run"
+        merged = {name: {**SECTIONS.get(name, {}), **sections.get(name, {})}
+                  for name in {*SECTIONS, *sections}}  # fmt: skip
+        arguments = words(toy_corpus, folder, **merged)
+        at = arguments.index("--logging.dir")
+        return Run(cluster, folder, arguments[:at] + arguments[at + 2 :], site)
+
+    return prepare
+
+
+@pytest.fixture
+def elapsed() -> Callable[[], float]:
+    """Seconds since the test began."""
+    began = time.monotonic()
+    return lambda: time.monotonic() - began
