@@ -55,7 +55,7 @@ def status(run_dir: Path, attempts: Sequence[Attempt]) -> Iterator[str]:
     attempts = [*attempts[:-1], last if last.reason else closed(run_dir, last)]
     yield "attempt  started              job     nodes            ranks  steps          ended by"
     for attempt in attempts:
-        yield _row(attempt, running=attempt is not last and not last.reason)
+        yield _row(attempt, running=attempt.number == last.number and not last.reason)
     yield ""
     for before, after in pairwise(attempts):
         yield f"restart {before.number} -> {after.number}: {cost(before, after)}"

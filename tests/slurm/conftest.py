@@ -2,8 +2,7 @@
 
 import json
 import shutil
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,15 +69,33 @@ class Run:
     site: Path
     job: str = ""
 
-    def submit(self, *options: str, script: str = "pretrain.sbatch", more: list[str] = ()) -> str:
-        """sbatch of a shipped script; returns and keeps the job's number."""
+    def submit(
+        self,
+        *options: str,
+        script: str = "pretrain.sbatch",
+        more: Sequence[str] = (),
+        bare: bool = False,
+    ) -> None:
+        """sbatch of a shipped script; ``bare`` without the run's folder."""
+        folder = [] if bare else [str(self.folder)]
+        job = [*self._options, *options, f"examples/slurm/{script}", *folder, *more, *self.words]
+        self.job = self._here("sbatch", "--parsable", *job)
+
+    def chain(self, count: int, *options: str) -> list[str]:
+        """Numbers of the jobs of chain.sh, of which the first is the run's now."""
+        script = ["examples/slurm/pretrain.sbatch", str(self.folder)]
+        words = [str(count), *self._options, *options, *script, *self.words]
+        told = self._here("examples/slurm/chain.sh", *words).split()
+        self.job = told[0]
+        return told
+
+    @property
+    def _options(self) -> list[str]:
         output = f"--output={self.folder.parent}/{self.folder.name}-%j.txt"
-        place = ["--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", output]
-        self.job = self.cluster.command(
-            "sbatch", "--parsable", *place, *options, f"examples/slurm/{script}", str(self.folder),
-            *more, *self.words, cwd=REPOSITORY, env=self.environment,
-        ).split()[-1]  # fmt: skip
-        return self.job
+        return ["--ntasks-per-node=1", "--gpus-per-node=0", "--cpus-per-task=1", output]
+
+    def _here(self, *words: str) -> str:
+        return self.cluster.command(*words, cwd=REPOSITORY, env=self.environment)
 
     @property
     def environment(self) -> dict[str, str]:
@@ -100,7 +117,7 @@ class Run:
 
     def reach(self, step: int) -> None:
         """Wait until a step is done."""
-        wait_for(lambda: self.step() >= step or self._ended(), 120, f"step {step}\n{self}")
+        wait_for(lambda: self.step() >= step or self.ended(), 120, f"step {step}\n{self}")
         assert self.step() >= step, self
 
     def requeued(self, restarts: int) -> None:
@@ -114,15 +131,16 @@ class Run:
                 )
             return facts["JobState"] == "RUNNING" and int(facts["Restarts"]) == restarts
 
-        wait_for(lambda: again() or self._ended(), 120, f"restart {restarts}\n{self}")
-        assert not self._ended(), self
+        wait_for(lambda: again() or self.ended(), 120, f"restart {restarts}\n{self}")
+        assert not self.ended(), self
 
     def end(self) -> str:
         """Wait for the end of the job; its state."""
-        wait_for(self._ended, 180, f"the end\n{self}")
+        wait_for(self.ended, 180, f"the end\n{self}")
         return self.facts()["JobState"]
 
-    def _ended(self) -> bool:
+    def ended(self) -> bool:
+        """Whether the job is over."""
         return self.facts()["JobState"] in ENDED
 
     @property
@@ -157,10 +175,3 @@ def pretraining(cluster, toy_corpus, tmp_path) -> Callable[..., Run]:
         return Run(cluster, folder, arguments[:at] + arguments[at + 2 :], site)
 
     return prepare
-
-
-@pytest.fixture
-def elapsed() -> Callable[[], float]:
-    """Seconds since the test began."""
-    began = time.monotonic()
-    return lambda: time.monotonic() - began

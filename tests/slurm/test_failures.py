@@ -1,28 +1,203 @@
-"""Every kind of failure on a real cluster: the job comes back by itself and ends as if undisturbed."""
+"""Every kind of failure on a real cluster: the job comes back by itself and ends as undisturbed."""
 
-from tests.jobs import metrics
+import os
+import re
+import signal
+from itertools import pairwise
+
+import psutil
+import pytest
+
+from megatron_ngpt.train.attempts import TROUBLE
+from tests.jobs import REPOSITORY, forked, metrics
+from tests.slurm.cluster import wait_for
+from tests.slurm.conftest import STEPS, Run
+from tests.tools.commands import tool
 
 
 def losses(records):
-    return [(r["step"], r["loss"], r["grad_norm"]) for r in records]
+    return [(record["step"], record["loss"], record["grad_norm"]) for record in records]
 
 
-def test_two_nodes(pretraining, whole):
-    run = pretraining()
-    run.submit("--nodes=2")
+def rank_pid(run: Run, rank: int) -> int:
+    """Number of the process of one rank, among those of this machine."""
+    for process in psutil.process_iter():
+        try:
+            if str(run.folder) in process.cmdline():
+                environment = process.environ()
+                if environment.get("SLURM_PROCID") == str(rank):
+                    return process.pid
+        except psutil.Error:
+            continue
+    raise AssertionError(f"no rank {rank}\n{run}")
+
+
+def check_end(run: Run, whole, *reasons: str) -> None:
+    """The job ended well after attempts with these reasons, with the losses of an undisturbed run.
+
+    Prints what each failure cost (`pytest -rP`).
+    """
     assert run.end() == "COMPLETED", run
+    assert [attempt.reason for attempt in run.attempts] == [*reasons, "done"], run
     assert losses(metrics(run.folder)) == losses(whole)
-    assert [a.reason for a in run.attempts] == ["done"]
+    for before, after in pairwise(run.attempts):
+        assert before.saved == after.resumed_at, run
+        print("cost of", tool("job_status").cost(before, after))
 
 
-def test_a_signal_before_the_limit(pretraining, whole):
+def test_time_limit_signal_requeue_done_on_two_nodes(pretraining, whole):
+    """What `--signal=B:USR1@300` sends before the limit, and preemption sends as SIGTERM."""
     run = pretraining()
     run.submit("--nodes=2")
     run.reach(5)
     run.cluster.command("scancel", "--batch", "--signal=USR1", run.job)
     run.requeued(1)
-    assert run.end() == "COMPLETED", run
+    check_end(run, whole, "signal")
     first, second = run.attempts
-    assert (first.reason, second.reason) == ("signal", "done"), run
-    assert second.resumed_at == first.step
-    assert losses(metrics(run.folder)) == losses(whole)
+    assert second.resumed_at == first.step >= 5, "nothing was lost"
+    assert (first.nodes, first.ranks, first.job) == ("n[1-2]", 2, run.job)
+    line = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  step 150/150, loss .* 0:00:00 left, time limit in \d+:"
+    assert re.search(line, run.said), run
+
+
+def test_a_killed_rank_ends_the_job_promptly_and_it_comes_back(pretraining, whole):
+    run = pretraining()
+    run.submit("--nodes=2")
+    run.reach(15)
+    os.kill(rank_pid(run, 1), signal.SIGKILL)
+    run.requeued(1)
+    check_end(run, whole, "rank died")
+
+
+def test_a_killed_node_is_replaced(pretraining, whole):
+    run = pretraining()
+    run.submit("--nodes=2")
+    run.reach(15)
+    run.cluster.pull_plug("n2")
+    run.requeued(1)
+    assert run.facts()["NodeList"] == "n[1,3]"
+    check_end(run, whole, "rank died" if run.attempts[0].detail else "killed")
+
+
+def test_a_hung_rank_is_found_with_its_stack(pretraining, whole):
+    run = pretraining(train={"hang_timeout": 8})
+    run.submit("--nodes=2")
+    run.reach(15)
+    os.kill(rank_pid(run, 1), signal.SIGSTOP)
+    run.requeued(1)
+    check_end(run, whole, "hang")
+    stack = run.folder / f"{TROUBLE}_attempt_0001" / "rank_00000.stack"
+    first, *frames = stack.read_text().splitlines()
+    assert re.match(r"rank 0 on n1: no progress for \d+ s after step \d+, step$", first)
+    assert any("loop.py" in frame for frame in frames)
+
+
+def test_what_is_refused_is_not_requeued(pretraining):
+    run = pretraining(train={"global_batch": 13})
+    run.submit("--nodes=2")
+    assert run.end() == "FAILED", run
+    assert run.facts()["Restarts"] == "0"
+    assert "give up: refused" in run.said
+    assert "train.global_batch = 13 is not a multiple" in run.attempts[0].detail
+
+
+@pytest.mark.slow
+def test_a_job_that_never_starts_gives_up(pretraining):
+    run = pretraining()
+    run.site.write_text(run.site.read_text() + "container=(/no/such/container)\n")
+    run.submit("--nodes=2")
+    assert run.end() == "FAILED", run
+    assert run.facts()["Restarts"] == "0"
+
+
+@pytest.mark.slow
+def test_scancel_saves_and_does_not_requeue(pretraining, whole):
+    run = pretraining()
+    run.submit("--nodes=2")
+    run.reach(5)
+    run.cluster.command("scancel", run.job)
+    assert run.end() == "CANCELLED", run
+    wait_for(lambda: "signal" in [a.reason for a in run.attempts], 60, f"a save\n{run}")
+    run.submit("--nodes=2")
+    check_end(run, whole, "signal")
+    first, second = run.attempts
+    assert second.resumed_at == first.step, "nothing was lost"
+
+
+@pytest.mark.slow
+def test_a_real_time_limit(pretraining, whole):
+    """The ranks stand still until SLURM's own SIGCONT, SIGTERM at the limit."""
+    run = pretraining()
+    run.submit("--nodes=2", "--time=10", "--signal=B:USR1@60")
+    run.reach(5)
+    for rank in (0, 1):
+        os.kill(rank_pid(run, rank), signal.SIGSTOP)
+    run.cluster.command("scontrol", "update", f"JobId={run.job}", "EndTime=now+2")
+    run.requeued(1)
+    check_end(run, whole, "signal")
+    first, second = run.attempts
+    assert second.resumed_at == first.step, "nothing was lost"
+
+
+@pytest.mark.slow
+def test_fewer_nodes_than_before(pretraining, whole):
+    """Elastic: the one node that is left does the work of two, up to the order of summation."""
+    run = pretraining(train={"elastic": True, "micro_batch": 6})
+    run.cluster.command("scontrol", "update", "NodeName=n3", "State=DRAIN", "Reason=test")
+    try:
+        run.submit("--nodes=1-2")
+        run.reach(15)
+        assert run.facts()["NodeList"] == "n[1-2]"
+        run.cluster.pull_plug("n2")
+        run.requeued(1)
+        assert run.facts()["NodeList"] == "n1"
+        assert run.end() == "COMPLETED", run
+    finally:
+        run.cluster.command("scontrol", "update", "NodeName=n3", "State=RESUME")
+    assert [attempt.ranks for attempt in run.attempts] == [2, 1]
+    ours, theirs = ([r["loss"] for r in records] for records in (metrics(run.folder), whole))
+    assert len(ours) == STEPS
+    assert ours == pytest.approx(theirs, abs=1e-3, rel=0)
+
+
+@pytest.mark.slow
+def test_a_chain_goes_on_and_ends_when_the_run_is_done(pretraining, whole):
+    run = pretraining()
+    told = run.chain(3, "--nodes=2")
+    run.reach(5)
+    run.cluster.command("scancel", "--batch", "--signal=USR1", run.job)
+    assert run.end() == "COMPLETED", run
+    assert run.facts()["Restarts"] == "0"
+    first, second, third = told
+    run.job = second
+    check_end(run, whole, "signal")
+    run.job = third
+    assert run.end() == "CANCELLED", run
+    assert [attempt.job for attempt in run.attempts] == [first, second]
+
+
+@pytest.mark.slow
+def test_a_sweep_over_learning_rates(pretraining, toy_corpus, tmp_path):
+    run = pretraining(train={"steps": 8})
+    rates = ("0.01", "0.03")
+    run.submit("--array=0-1", "--nodes=1", script="sweep.sbatch", more=[" ".join(rates)])
+    array = run.job
+    for number, rate in enumerate(rates):
+        run.job = f"{array}_{number}"
+        assert run.end() == "COMPLETED", run
+        at = run.words.index("--optim.lr")
+        alone = [*run.words[:at], *run.words[at + 2 :], "--optim.lr", rate]
+        done = forked([*alone, "--logging.dir", str(tmp_path / rate)])
+        assert done.code == 0, done
+        ours, theirs = (metrics(f) for f in (run.folder / f"lr_{rate}", tmp_path / rate))
+        assert losses(ours) == losses(theirs)
+
+
+@pytest.mark.slow
+def test_the_interactive_job(pretraining):
+    run = pretraining(train={"steps": 4})
+    run.cluster.command(
+        "bash", "examples/slurm/debug.sh", str(run.folder), *run.words,
+        cwd=REPOSITORY, env=run.environment, timeout=180,
+    )  # fmt: skip
+    assert [attempt.reason for attempt in run.attempts] == ["done"]

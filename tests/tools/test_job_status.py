@@ -1,0 +1,61 @@
+import json
+
+from megatron_ngpt.train.attempts import add, begin
+from tests.tools.commands import tool
+
+
+def run_with_a_killed_attempt(folder) -> None:
+    """100 steps, killed at 47 after a checkpoint at 40, done in the second attempt."""
+    (folder / "checkpoints" / "step_00000040").mkdir(parents=True)
+    facts = {"job": "12", "nodes": "n[1-2]", "ranks": 16}
+    begin(folder, **facts, checkpoints=str(folder / "checkpoints"))
+    add(folder, 1, resumed_at=0, first_step=1000.0)
+    add(folder, 1, reason="killed", step=47, saved=40, ended=2000.0)
+    begin(folder, **facts, checkpoints=str(folder / "checkpoints"), restarts=1)
+    add(folder, 2, resumed_at=40, first_step=2012.5)
+    records = [{"step": n, "step_seconds": 0.5 if n <= 50 else 0.25} for n in range(1, 101)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
+
+
+def test_a_run_at_a_glance(tmp_path, capsys):
+    run_with_a_killed_attempt(tmp_path)
+    add(tmp_path, 2, reason="done", step=100, saved=100, ended=2100.0)
+    assert tool("job_status").main([str(tmp_path)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[1].split()[3:] == ["12", "n[1-2]", "16", "0", "to", "47", "killed"]
+    assert lines[2].split()[3:] == ["12", "n[1-2]", "16", "40", "to", "100", "done"]
+    assert "restart 1 -> 2: killed, 7 steps lost, 12.5 s to the next step" in lines
+    assert "steps 1 to 20: 2.00 steps/s" in lines
+    assert "steps 81 to 100: 4.00 steps/s" in lines
+    assert lines[-2] == f"newest checkpoint: step 40 in {tmp_path}/checkpoints"
+    assert lines[-1] == "the run is done"
+
+
+def test_a_run_that_still_works_is_not_called_dead(tmp_path, capsys):
+    run_with_a_killed_attempt(tmp_path)
+    before = (tmp_path / "attempts.jsonl").read_bytes()
+    assert tool("job_status").main([str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    assert "40 to 100      running, or killed" in out
+    assert "last sign of life 0 s ago" in out
+    assert (tmp_path / "attempts.jsonl").read_bytes() == before, "looking changes nothing"
+
+
+def test_decisions_are_exit_codes(tmp_path, capsys):
+    ask = [str(tmp_path), "--decide", "--job", "12", "--tries", "1"]
+    run_with_a_killed_attempt(tmp_path)
+    add(tmp_path, 2, reason="signal", step=80, saved=80)
+    main = tool("job_status").main
+    assert main([*ask, "--restarts", "1"]) == 0
+    assert capsys.readouterr().out.startswith("requeue: attempt 2 ended by signal after step 80")
+    assert main([*ask, "--restarts", "2", "--exit-code", "1"]) == 11
+    assert "give up: 1 attempts in a row without a new checkpoint" in capsys.readouterr().out
+    begin(tmp_path, job="12", restarts=3)
+    add(tmp_path, 4, reason="done", step=100, saved=100)
+    assert main([*ask, "--restarts", "3"]) == 10
+    assert capsys.readouterr().out == "done: done after step 100\n"
+
+
+def test_no_run(tmp_path, capsys):
+    assert tool("job_status").main([str(tmp_path)]) == 2
+    assert "no run has started there" in capsys.readouterr().err
