@@ -11,6 +11,7 @@ import traceback
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import shorten
 from types import TracebackType
 from typing import Any
 
@@ -180,7 +181,7 @@ class AttemptRecord:
         if isinstance(error, Exception):
             folder = self.run_dir / TROUBLE
             folder.mkdir(parents=True, exist_ok=True)
-            first = f"rank {self.rank}: {type(error).__name__}: {' '.join(str(error).split())}"
+            first = f"rank {self.rank}: {type(error).__name__}: {shorten(str(error), 240)}"
             lines = "".join(traceback.format_exception(kind, error, trace))
             path = folder / f"rank_{self.rank:05d}.error"
             path.write_text(f"{first}\n\n{lines}", encoding="utf-8")

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -41,7 +42,7 @@ def quiet(request) -> Iterator[None]:
         cluster.command("scancel", "--full", "--signal=KILL", "--user=root", check=False)
         cluster.command("scancel", "--user=root", check=False)
         for node in (f"n{n}" for n in range(1, cluster.size + 1)):
-            if cluster.processes[node].poll() is not None:
+            if node not in cluster.processes:
                 cluster.repair(node)
         wait_for(lambda: len(cluster.idle()) == cluster.size, 60, "idle nodes")
 
@@ -123,15 +124,14 @@ class Run:
     def requeued(self, restarts: int) -> None:
         """Wait until the job was requeued so often, and spare it SLURM's pause of two minutes."""
 
-        def again() -> bool:
+        def now(*states: str) -> bool:
             facts = self.facts()
-            if facts["JobState"] == "PENDING" and int(facts["Restarts"]) == restarts:
-                self.cluster.command(
-                    "scontrol", "update", f"JobId={self.job}", "StartTime=now", check=False
-                )
-            return facts["JobState"] == "RUNNING" and int(facts["Restarts"]) == restarts
+            return facts["JobState"] in states and int(facts["Restarts"]) == restarts
 
-        wait_for(lambda: again() or self.ended(), 120, f"restart {restarts}\n{self}")
+        wait_for(lambda: now("PENDING") or self.ended(), 120, f"restart {restarts}\n{self}")
+        time.sleep(2)  # a job that starts in the second in which it ended is refused by its nodes
+        self.cluster.command("scontrol", "update", f"JobId={self.job}", "StartTime=now")
+        wait_for(lambda: now("RUNNING") or self.ended(), 60, f"restart {restarts}\n{self}")
         assert not self.ended(), self
 
     def end(self) -> str:

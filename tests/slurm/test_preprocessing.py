@@ -23,7 +23,7 @@ def corpus(tmp_path) -> list[str]:
     path = tmp_path / "corpus.jsonl"
     lines = (json.dumps({"text": f"document {i} says {i * i} words\n"}) for i in range(30_000))
     path.write_text("\n".join(lines))
-    train = ["--input", str(path), "--vocab-size", "400", "--output", str(tmp_path / "t.model")]
+    train = ["--input", str(path), "--vocab-size", "300", "--output", str(tmp_path / "t.model")]
     _tool("train_tokenizer", *train)
     return ["--input", str(path), "--tokenizer-model", str(tmp_path / "t.model"), "--append-eod"]
 
