@@ -23,8 +23,9 @@ srun_options=()
 # The network that NCCL shall use between nodes (see `ip link`), where it does not find it by itself.
 # export NCCL_SOCKET_IFNAME=ib0 NCCL_IB_HCA=mlx5
 
-# How srun starts MPI programs (see `srun --mpi=list`).
-mpi=pmix
+# How MPI programs start: through srun (see `srun --mpi=list`), or by the mpirun of the environment.
+mpi=(srun --mpi=pmix --kill-on-bad-exit=1 "${srun_options[@]}")
+# mpi=(mpirun)
 
 # Attempts in a row without a new checkpoint after which a job requeues no more.
 tries=3

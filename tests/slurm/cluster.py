@@ -30,6 +30,7 @@ SlurmctldPidFile={folder}/slurmctld.pid
 SlurmdPidFile={folder}/slurmd-%n.pid
 StateSaveLocation={folder}/state
 SlurmdSpoolDir={folder}/spool/%n
+TmpFS={folder}/tmp/%n
 SlurmctldLogFile={folder}/slurmctld.log
 SlurmdLogFile={folder}/slurmd-%n.log
 ProctrackType=proctrack/linuxproc
@@ -41,11 +42,11 @@ PropagateResourceLimits=NONE
 SelectType=select/cons_tres
 SelectTypeParameters=CR_Core
 SlurmdParameters=config_overrides
-SchedulerType=sched/builtin
-SchedulerParameters=sched_interval=2,sched_min_interval=100000
+SchedulerType=sched/backfill
+SchedulerParameters=sched_interval=2,sched_min_interval=100000,bf_interval=1
 JobRequeue=1
 ReturnToService=2
-KillWait=20
+KillWait=10
 SlurmdTimeout=10
 MinJobAge=3600
 """
@@ -134,7 +135,7 @@ class Cluster:
         return self.command("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split()
 
     def _configure(self) -> None:
-        for name in ("state", "spool"):
+        for name in ("state", "spool", *(f"tmp/n{n}" for n in range(1, self.size + 1))):
             (self.folder / name).mkdir(parents=True)
         key = self.folder / "munge.key"
         key.touch(mode=0o600)

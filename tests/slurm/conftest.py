@@ -20,7 +20,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 SITE = """
 export PATH={path} PYTHONPATH=$PWD OMP_NUM_THREADS=1
 container=() srun_options=() debug_options=(--ntasks-per-node=1)
-mpi=pmix tries=3
+mpi=({mpi}) tries=3
 """
 
 
@@ -121,8 +121,8 @@ class Run:
         wait_for(lambda: self.step() >= step or self.ended(), 120, f"step {step}\n{self}")
         assert self.step() >= step, self
 
-    def requeued(self, restarts: int) -> None:
-        """Wait until the job was requeued so often, and spare it SLURM's pause of two minutes."""
+    def requeued(self, restarts: int, *changes: str) -> None:
+        """Wait until the job was requeued so often; spare it SLURM's pause of two minutes."""
 
         def now(*states: str) -> bool:
             facts = self.facts()
@@ -130,7 +130,8 @@ class Run:
 
         wait_for(lambda: now("PENDING") or self.ended(), 120, f"restart {restarts}\n{self}")
         time.sleep(2)  # a job that starts in the second in which it ended is refused by its nodes
-        self.cluster.command("scontrol", "update", f"JobId={self.job}", "StartTime=now")
+        words = (f"JobId={self.job}", *changes, "StartTime=now")
+        self.cluster.command("scontrol", "update", *words)
         wait_for(lambda: now("RUNNING") or self.ended(), 60, f"restart {restarts}\n{self}")
         assert not self.ended(), self
 
@@ -163,10 +164,10 @@ class Run:
 def pretraining(cluster, toy_corpus, tmp_path) -> Callable[..., Run]:
     """A run on the cluster, not yet submitted, with these settings."""
     site = tmp_path / "env.sh"
-    python = Path(shutil.which("python")).parent
-    site.write_text(SITE.format(path=f"{python}:$PATH"))
 
-    def prepare(**sections: dict) -> Run:
+    def prepare(mpi: str = "", **sections: dict) -> Run:
+        python = Path(shutil.which("python")).parent
+        site.write_text(SITE.format(path=f"{python}:$PATH", mpi=mpi))
         folder = tmp_path / "run"
         merged = {name: {**SECTIONS.get(name, {}), **sections.get(name, {})}
                   for name in {*SECTIONS, *sections}}  # fmt: skip

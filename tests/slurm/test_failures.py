@@ -141,15 +141,18 @@ def test_a_real_time_limit(pretraining, whole):
 
 @pytest.mark.slow
 def test_fewer_nodes_than_before(pretraining, whole):
-    """Elastic: the one node that is left does the work of two, up to the order of summation."""
+    """Elastic: the one node that is left does the work of two, up to the order of summation.
+
+    A job waits for as many nodes as it asked for; a person may ask for fewer.
+    """
     run = pretraining(train={"elastic": True, "micro_batch": 6})
     run.cluster.command("scontrol", "update", "NodeName=n3", "State=DRAIN", "Reason=test")
     try:
-        run.submit("--nodes=1-2")
+        run.submit("--nodes=2")
         run.reach(15)
         assert run.facts()["NodeList"] == "n[1-2]"
         run.cluster.pull_plug("n2")
-        run.requeued(1)
+        run.requeued(1, "NumNodes=1", "NumTasks=1")
         assert run.facts()["NodeList"] == "n1"
         assert run.end() == "COMPLETED", run
     finally:

@@ -42,7 +42,8 @@ def _kill_one(prefix: Path) -> bool:
     for process in psutil.process_iter():
         try:
             mine = str(prefix) in process.cmdline() and "python" in process.name()
-            if mine and process.environ().get("SLURM_PROCID") == "1":
+            names = ("SLURM_PROCID", "OMPI_COMM_WORLD_RANK")
+            if mine and any(process.environ().get(name) == "1" for name in names):
                 os.kill(process.pid, signal.SIGKILL)
                 return True
         except psutil.Error:
@@ -51,9 +52,16 @@ def _kill_one(prefix: Path) -> bool:
 
 
 @pytest.mark.skipif(not find_spec("mpi4py"), reason="needs mpi4py")
-def test_preprocessing_survives_a_killed_rank(pretraining, corpus, tmp_path):
+@pytest.mark.parametrize(
+    "mpi",
+    [
+        "srun --mpi=pmix --kill-on-bad-exit=1",
+        pytest.param("mpirun --allow-run-as-root", marks=pytest.mark.slow),
+    ],
+)
+def test_preprocessing_survives_a_killed_rank(pretraining, corpus, tmp_path, mpi):
     """The pair is the single process's, byte for byte."""
-    run = pretraining()
+    run = pretraining(mpi)
     run.words = [
         *corpus,
         "--shard-mb",
