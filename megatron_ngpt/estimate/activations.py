@@ -108,10 +108,11 @@ def recomputed_parts(train: TrainConfig) -> frozenset[str]:
 def _working(config: Config, model: ModelConfig, e: int) -> int:
     """The larger of attention's and the MLP's."""
     again = recomputed_parts(config.train)
-    attention = _ring_working(config.parallel, model, e)
+    q, k = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    # gradients of queries, keys, values, output and hidden states
+    attention = max(2 * e * (q + k + model.width), _ring_working(config.parallel, model, e))
     if "attention" in again:
-        exchanged = config.parallel.ulysses > 1
-        attention = max(attention, 8 * model.width) + _attention(model, e, exchanged)
+        attention += _attention(model, e, config.parallel.ulysses > 1)
     mlp = 16 * model.ffn_width + (_mlp(model, e) if "mlp" in again else 0)
     return max(int(mlp * _share(config, config.train.mlp_tile * config.parallel.tp)), attention)
 

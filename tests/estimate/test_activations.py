@@ -93,7 +93,7 @@ PIECES = {
 }
 
 
-@pytest.mark.parametrize("tp", [1, 2])
+@pytest.mark.parametrize("tp", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_what_is_computed_again_is_not_kept(tp):
     configs = [
         replace(config, train=replace(config.train, **settings))
