@@ -9,7 +9,7 @@ from megatron_ngpt.data.sources.jsonl import utf8_of
 from megatron_ngpt.data.sources.records import Document, Refusal, UnusableError
 from megatron_ngpt.extras import require
 
-_ROWS = 256
+_ROWS = 64
 
 
 def read_parquet(file: IO[bytes], path: str, keys: Sequence[str]) -> Iterator[Document | Refusal]:
