@@ -13,6 +13,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
+from megatron_ngpt.data.indexed.files import BLOCK, crc32_of, rename
 from megatron_ngpt.data.indexed.format import (
     HEADER_SIZE,
     LENGTH,
@@ -24,7 +25,6 @@ from megatron_ngpt.data.indexed.format import (
 from megatron_ngpt.data.indexed.reader import IndexedDataset, chunks
 
 _BUFFER = 1 << 20
-_BLOCK = 1 << 22
 
 
 class IndexedWriter:
@@ -127,7 +127,7 @@ class IndexedWriter:
             self._write_ends(before + ends)
         # Not through the map: its pages would count as this process' memory.
         with open(f"{dataset.prefix}.bin", "rb", buffering=0) as tokens:
-            while block := tokens.read(_BLOCK):
+            while block := tokens.read(BLOCK):
                 self._write_tokens(np.frombuffer(block, dataset.dtype))
                 watch(len(block))
 
@@ -201,8 +201,8 @@ class IndexedWriter:
             self.checksums = {".bin": f"{self._tokens_crc:08x}", ".idx": index}
         # An old index beside new tokens would look like a pair, so it goes before they come.
         self._idx_path.unlink(missing_ok=True)
-        _rename(self._temporaries[0], self._bin_path)
-        _rename(self._temporaries[1], self._idx_path)
+        rename(self._temporaries[0], self._bin_path)
+        rename(self._temporaries[1], self._idx_path)
 
     def _complete_index(self) -> None:
         """Add pointers and document index after the lengths, then the header that counts them."""
@@ -221,15 +221,6 @@ class IndexedWriter:
         self._idx.write(Header(self.dtype, self.sequence_count, self.document_count).pack())
 
 
-def crc32_of(path: Path) -> str:
-    """A file's CRC-32 in hexadecimal; reads all of it."""
-    crc = 0
-    with path.open("rb", buffering=0) as file:
-        while block := file.read(_BLOCK):
-            crc = zlib.crc32(block, crc)
-    return f"{crc:08x}"
-
-
 def _check_lengths(tokens: np.ndarray, lengths: np.ndarray) -> None:
     assert tokens.ndim == lengths.ndim == 1, (tokens.shape, lengths.shape)
     if lengths.sum() != tokens.size:
@@ -240,12 +231,3 @@ def _check_lengths(tokens: np.ndarray, lengths: np.ndarray) -> None:
             f"a sequence of {lengths.min()} or {lengths.max()} tokens cannot be stored: the format "
             f"holds 0 to {largest}; give a longer document's lengths as several sequences"
         )
-
-
-def _rename(temporary: Path, path: Path) -> None:
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    try:
-        os.fsync(folder)
-    finally:
-        os.close(folder)

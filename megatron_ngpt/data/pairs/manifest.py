@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ngpt.data.indexed import IndexedDataset, IndexedWriter
+from megatron_ngpt.data.indexed.files import crc32_of
 from megatron_ngpt.data.indexed.format import pair
-from megatron_ngpt.data.indexed.writer import crc32_of
 
 
 def manifest_path(prefix: str | Path) -> Path:
