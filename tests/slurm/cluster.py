@@ -54,6 +54,7 @@ _NODE = (
     "NodeName={name} NodeAddr=127.0.0.{address} Port={port} CPUs=8 SocketsPerBoard=1 "
     "CoresPerSocket=8 ThreadsPerCore=1 RealMemory=4000\n"
 )
+_SPACES = ("--mount", "--uts", "--pid", "--fork", "--kill-child=KILL", "--mount-proc")
 _BOOT = """
 hostname "$1"; mount --bind "$2/hosts" /etc/hosts; mount -t tmpfs tmpfs /dev/shm
 [ ! -d "$2/pmix" ] || mount --bind "$2/pmix" "$3"
@@ -66,7 +67,10 @@ def missing() -> str:
     absent = [name for name in NEEDED if not shutil.which(name, path=_path())]
     if os.geteuid() != 0:
         return "needs root"
-    return f"needs {', '.join(absent)} (apt-get install slurm-wlm munge)" if absent else ""
+    if absent:
+        return f"needs {', '.join(absent)} (apt-get install slurm-wlm munge)"
+    trial = subprocess.run(["unshare", *_SPACES, "true"], capture_output=True, text=True)
+    return f"may not make namespaces: {trial.stderr.strip()}" if trial.returncode else ""
 
 
 def _path() -> str:
@@ -100,13 +104,12 @@ class Cluster:
         self._spawn("ctl", ["unshare", "--uts", "sh", "-c", "hostname ctl; exec slurmctld -D"])
         for number in range(1, self.size + 1):
             self.boot(f"n{number}")
-        wait_for(lambda: len(self.idle()) == self.size, 60, f"nodes: {self.idle}")
+        wait_for(lambda: len(self.idle()) == self.size, 60, f"the nodes, see {self.folder}/*.log")
 
     def boot(self, node: str) -> None:
         """Switch a node on."""
-        spaces = ["--mount", "--uts", "--pid", "--fork", "--kill-child=KILL", "--mount-proc"]
         boot = ["bash", "-c", _BOOT, "boot", node, str(self.folder), str(_PMIX)]
-        self._spawn(node, ["unshare", *spaces, *boot])
+        self._spawn(node, ["unshare", *_SPACES, *boot])
 
     def pull_plug(self, node: str) -> None:
         """Kill a node and everything on it, and let SLURM notice at once."""
