@@ -46,7 +46,7 @@ def check_end(run: Run, whole, *reasons: str) -> None:
 
 
 def test_time_limit_signal_requeue_done_on_two_nodes(pretraining, whole):
-    """What `--signal=B:USR1@300` sends before the limit, and preemption sends as SIGTERM."""
+    """What `--signal=B:USR1@300` sends before the limit."""
     run = pretraining()
     run.submit("--nodes=2")
     run.reach(5)
