@@ -94,19 +94,21 @@ def chosen_shape(options: argparse.Namespace) -> Shape:
 
 
 def matmul_parameters(model: ModelConfig) -> int:
-    """Weights that multiply every token: all matrices but the embedding table, a lookup."""
+    """Weights that multiply every token: all matrices but the embedding table, a lookup,
+    unless it is the head also."""
     rows = parameter_table(model).values()
-    return sum(math.prod(s.shape) for s in rows if len(s.shape) == 2 and s.group != "embedding")
+    groups = ("matrix", "head", *(["embedding"] if model.tied_embedding else []))
+    return sum(math.prod(s.shape) for s in rows if s.group in groups)
 
 
 def flops_per_token(model: ModelConfig, seq_len: int) -> float:
-    """Floating-point operations of forward and backward: ``6 * N + 6 * L * T * heads * head_dim``.
+    """Operations of forward and backward: ``6 * N + 6 * L * T * M * heads * head_dim``.
 
-    N is :func:`matmul_parameters`. Attention is counted causal: a token sees T / 2 others on
-    average, which is half of the usual ``12 * L * T * D``. Norms, scales, softmax, the optimizer
-    and anything computed twice are not counted.
+    N is :func:`matmul_parameters`, M the maps of a head. Attention is counted causal: a token sees
+    T / 2 others on average, which is half of the usual ``12 * L * T * D``. Norms, scales, softmax,
+    the optimizer and anything computed twice are not counted.
     """
-    attention = 6 * model.layers * seq_len * model.heads * model.head_dim
+    attention = 6 * model.layers * seq_len * model.maps * model.output_width
     return 6.0 * matmul_parameters(model) + attention
 
 

@@ -6,8 +6,9 @@
 
 FILE.json beside it holds the configuration. A training trace of NVIDIA/ngpt holds initial weights,
 tokens, logits and gradients of step 0 and final weights, its JSON every step's loss and gradient
-norm. A trace of the Hugging Face port holds weights, logits and greedy continuations. Exit code 1
-when a difference is above its tolerance.
+norm. A trace of the Hugging Face port holds weights, logits and greedy continuations, one of
+nGPT-pytorch weights and logits, one of Microsoft's differential attention a module's weights, input
+and output and the gradient of its input. Exit code 1 when a difference is above its tolerance.
 """
 
 from __future__ import annotations
@@ -28,15 +29,19 @@ from megatron_ngpt.config import (
     Config,
     DataConfig,
     EngineConfig,
+    ModelConfig,
     OptimConfig,
     ParallelConfig,
     TrainConfig,
 )
 from megatron_ngpt.engine.engine import Engine
-from megatron_ngpt.interop import hf, nvidia
+from megatron_ngpt.interop import hf, microsoft, ngpt_pytorch, nvidia
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.launch import finish, pick_device, read_launch, start
 from megatron_ngpt.mesh.mesh import Mesh
+from megatron_ngpt.model.attention import build_attention
+from megatron_ngpt.ops.attention import sdpa_attention
+from megatron_ngpt.ops.rope import rotary_table
 from megatron_ngpt.parallel.plan import check_topology
 
 # a few times what another order of summation moves in the reference itself; the unnormalised
@@ -45,6 +50,7 @@ TOLERANCES = {
     "ngpt": {"logits": 1e-5, "gradients": 1e-5, "loss": 2e-5, "grad_norm": 2e-5, "weights": 2e-3},
     "gpt": {"logits": 1e-5, "gradients": 1e-5, "loss": 2e-3, "grad_norm": 1e-2, "weights": 2e-3},
     "forward": {"logits": 1e-5, "greedy": 0.0},
+    "module": {"output": 1e-5, "gradients": 1e-5},
 }
 
 
@@ -56,6 +62,8 @@ def main() -> int:
     start(launch, device)
     trace = load_file(options.trace)
     facts = json.loads(options.trace.with_suffix(".json").read_text())
+    if "embed_dim" in facts:
+        return _report(module(trace, facts), TOLERANCES["module"], launch.rank)
     parallel = ParallelConfig(tp=options.tp, pp=options.pp, schedule=options.schedule)
     degrees = Degrees.of(parallel, launch.world_size)
     trains = "steps" in facts
@@ -65,7 +73,7 @@ def main() -> int:
         config = _forward_config(facts, trace, options.zero_stage, parallel, degrees.dp)
     check_topology(config, degrees)
     engine = Engine(config, Mesh.build(degrees, device))
-    found = replay(engine, trace, facts["steps"]) if trains else forward(engine, trace)
+    found = replay(engine, trace, facts["steps"]) if trains else forward(engine, trace, facts)
     tolerances = TOLERANCES[config.model.architecture if trains else "forward"]
     return _report(found, tolerances, launch.rank)
 
@@ -115,7 +123,7 @@ def _forward_config(
     """Our configuration of a traced forward pass; every data-parallel rank does all of it."""
     batch = len(trace["input_ids"])
     return Config(
-        model=hf.model_config(facts),
+        model=_forward_model(facts, trace),
         optim=OptimConfig(zero_stage=zero_stage),
         parallel=parallel,
         data=DataConfig(seq_len=_padded(trace["input_ids"], parallel.tp).shape[1]),
@@ -124,11 +132,32 @@ def _forward_config(
     )
 
 
-def forward(engine: Engine, trace: dict[str, Tensor]) -> dict[str, float]:
+def _forward_model(facts: dict[str, Any], trace: dict[str, Tensor]) -> ModelConfig:
+    if "package" in facts:
+        return ngpt_pytorch.model_config(facts, _part(trace, "weights."))
+    return hf.model_config(facts)
+
+
+def module(trace: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, float]:
+    """Largest difference of the output and of the input's gradient, relative to its largest."""
+    model = microsoft.model_config(facts)
+    attention = build_attention(model, sdpa_attention, facts["depth"])
+    attention.load_state_dict(microsoft.from_microsoft(_part(trace, "weights.")))
+    x = trace["x"].requires_grad_()
+    y = attention(x, rotary_table(torch.arange(x.shape[1]), model.rotary_dim, model.rope_theta))
+    (gradient,) = torch.autograd.grad(y.square().mean(), x)
+    off = _distance(gradient, trace["dx"]) / float(trace["dx"].abs().max())
+    return {"output": _largest([_distance(y, trace["y"])]), "gradients": _largest([off])}
+
+
+def forward(engine: Engine, trace: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, float]:
     """Largest difference of the logits; how many tokens we would have chosen otherwise."""
-    engine.masters.set_weights(hf.from_hf(_part(trace, "weights.")))
+    read = ngpt_pytorch.from_ngpt_pytorch if "package" in facts else hf.from_hf
+    engine.masters.set_weights(read(_part(trace, "weights.")))
     logits = _whole_logits(engine, trace["input_ids"])
     found = {"logits": 0.0 if logits is None else _largest([_distance(logits, trace["logits"])])}
+    if "greedy" not in trace:
+        return found | {"greedy": 0.0}
     # what follows every prefix of a greedy continuation is the continuation's next token
     logits, ids = _whole_logits(engine, trace["greedy"]), trace["greedy"][:, 1:]
     if logits is None:

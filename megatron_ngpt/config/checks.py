@@ -9,6 +9,7 @@ from operator import attrgetter
 from megatron_ngpt.config.data_checks import data_problems
 from megatron_ngpt.config.deepspeed import deepspeed_config
 from megatron_ngpt.config.duration import seconds_of
+from megatron_ngpt.config.model_checks import model_problems
 from megatron_ngpt.config.tree import Config
 
 
@@ -16,7 +17,7 @@ def check(config: Config) -> None:
     """Raise one ValueError that lists every impossible setting, each with the way out."""
     # the second kind reckons with values of which the first kind makes sure
     problems = list(_positive(config)) or [
-        *_model(config), *_rope(config), *_optim(config), *_engine(config), *_parallel(config),
+        *model_problems(config.model), *_optim(config), *_engine(config), *_parallel(config),
         *_run(config), *data_problems(config.data),
     ]  # fmt: skip
     if problems:
@@ -58,10 +59,13 @@ def fit_micro_batch(config: Config, dp: int) -> Config:
 _AT_LEAST: dict[str, float] = {
     **{f"model.{name}": 1 for name in ("width", "layers", "heads", "kv_heads", "ffn_width")},
     **{"model.head_dim": 2, "model.vocab_size": 2, "model.rope_theta": 1, "model.rope_factor": 1},
-    **{f"model.{name}": 0 for name in ("init_std", "norm_eps", "mlp_eps")},
+    **{"model.hyperspheres": 1, "model.sphere_slack": 0, "model.maps": 1, "model.map_dim": 0},
+    **{f"model.{name}": 0 for name in ("init_std", "norm_eps", "head_norm_eps", "mlp_eps")},
     **{f"parallel.{name}": 1 for name in ("tp", "pp", "cp", "ulysses")},
     **{f"optim.{name}": 0 for name in ("lr", "min_lr", "warmup_steps", "decay_steps", "eps")},
     **{f"optim.{name}": 0 for name in ("weight_decay", "grad_clip")},
+    **{f"optim.{name}": 0 for name in ("gate", "angle_cap", "reference_steps")},
+    **{f"model.reference_{name}": 0 for name in ("width", "layers")},
     **{"data.seq_len": 1, "data.shuffle_unit": 0, "data.prefetch": 0},
     **{f"train.{name}": 1 for name in ("steps", "global_batch", "micro_batch")},
     **{f"train.{name}": 0 for name in ("stop_at", "seed", "check_every", "hang_timeout")},
@@ -78,42 +82,6 @@ def _positive(config: Config) -> Iterator[str]:
             yield f"{name} = {value}: must be at least {bound:g}"
 
 
-def _model(config: Config) -> Iterator[str]:
-    model = config.model
-    if model.width % model.heads and model.head_dim == model.width // model.heads:
-        yield (
-            f"model.width = {model.width} is not a multiple of model.heads = {model.heads}: "
-            "change one or set model.head_dim"
-        )
-    if model.head_dim % 2:
-        yield f"model.head_dim = {model.head_dim}: rotary embedding needs an even number"
-    elif not 0 < model.rotary_fraction <= 1 or model.rotary_dim % 2 or not model.rotary_dim:
-        yield (
-            f"model.rotary_fraction = {model.rotary_fraction} turns {model.rotary_dim} of "
-            f"model.head_dim = {model.head_dim} dimensions: choose a share up to 1 that is a "
-            "positive even number of them"
-        )
-    if model.heads % model.kv_heads:
-        yield (
-            f"model.kv_heads = {model.kv_heads} does not divide model.heads = {model.heads}: "
-            "every key head serves the same number of query heads"
-        )
-
-
-def _rope(config: Config) -> Iterator[str]:
-    model = config.model
-    if model.rope_scaling == "yarn" and model.rope_original < 1:
-        yield (
-            f"model.rope_original = {model.rope_original}: yarn asks how long the sequences were "
-            "that the model was trained with: set it to their data.seq_len"
-        )
-    if (model.rope_scaling == "none") != (model.rope_factor == 1):
-        yield (
-            f"model.rope_factor = {model.rope_factor} with model.rope_scaling = "
-            f"{model.rope_scaling}: a factor and a way to scale go together; set both"
-        )
-
-
 def _optim(config: Config) -> Iterator[str]:
     optim, steps = config.optim, config.train.steps
     if optim.min_lr > optim.lr:
@@ -127,6 +95,20 @@ def _optim(config: Config) -> Iterator[str]:
         yield (
             f"optim.warmup_steps + optim.decay_steps = {optim.warmup_steps + optim.decay_steps} "
             f"is above train.steps = {steps}: shorten one of them"
+        )
+    if not optim.curvature > 0:
+        yield f"optim.curvature = {optim.curvature}: must be above 0; 0.1 is the default"
+    if optim.gate != 1 and optim.eps == 0:
+        yield f"optim.gate = {optim.gate} with optim.eps = 0: the gate measures by eps; set 1e-8"
+    if optim.angle_cap and not config.model.is_ngpt:
+        yield (
+            f"optim.angle_cap = {optim.angle_cap} with model.architecture = gpt: it turns unit "
+            "vectors, which gpt has not; set it to 0"
+        )
+    if optim.angle_cap and not config.model.on_one_sphere:
+        yield (
+            f"optim.angle_cap = {optim.angle_cap} with model.hyperspheres or model.sphere_slack: "
+            "angles are those of vectors of length 1; set one of them to 0 or 1"
         )
     if not all(0 <= beta < 1 for beta in optim.betas):
         yield f"optim.betas = {list(optim.betas)}: both must be in [0, 1)"
@@ -145,6 +127,13 @@ def _engine(config: Config) -> Iterator[str]:
 
 def _parallel(config: Config) -> Iterator[str]:
     parallel, stage = config.parallel, config.optim.zero_stage
+    for name in ("tied_embedding", "value_residual"):
+        if parallel.pp > 1 and getattr(config.model, name):
+            yield (
+                f"model.{name} with parallel.pp = {parallel.pp}: it joins the first layers to the "
+                "last, which other ranks would hold; set parallel.pp to 1 or model."
+                f"{name} to false"
+            )
     if parallel.pp > 1 and stage > 1:
         yield (
             f"optim.zero_stage = {stage} with parallel.pp = {parallel.pp}: a pipeline runs many "

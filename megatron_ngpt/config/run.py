@@ -59,8 +59,12 @@ class OptimConfig:
     min_lr: float = 0.0
     """Learning rate at the end of the decay."""
 
-    schedule: Literal["cosine", "linear", "constant", "wsd"] = "cosine"
-    """Shape after warm-up; wsd stays at lr, then falls linearly over the last decay_steps."""
+    schedule: Literal["cosine", "linear", "constant", "wsd", "logarithmic"] = "cosine"
+    """Shape after warm-up; wsd stays at lr, then falls linearly over the last decay_steps;
+    logarithmic falls fast, then slowly (arXiv 2608.01284)."""
+
+    curvature: float = 0.1
+    """rho of the logarithmic schedule: the smaller, the faster it falls at first."""
 
     warmup_steps: int = 0
     """Steps of linear warm-up from 0 to lr."""
@@ -73,6 +77,17 @@ class OptimConfig:
 
     eps: float = 1e-8
     """Adam's epsilon."""
+
+    gate: float = 1.0
+    """Exponent a of GatedAdamW: updates are multiplied by sigmoid(a log(d / eps)), d being the root
+    of the second average (arXiv 2608.01284). 1 is AdamW itself, 0.5 the smoother gate."""
+
+    angle_cap: float = 0.0
+    """Largest angle in radians by which a step of ngpt turns a vector of a matrix, embeddings
+    apart (arXiv 2608.01284); 0 means none. Keeps a copy of the masters."""
+
+    reference_steps: int = 0
+    """train.steps at which lr was found, for model.parametrisation = nugpt; 0 means this run's."""
 
     weight_decay: float = 0.0
     """Decoupled weight decay of matrices; vectors have none. The GPT baseline wants 0.1."""

@@ -63,12 +63,14 @@ class Engine:
             self.table,
             self.shards,
             settings,
-            lambda: build_optimizer(table_parameters(model), self.table, config.optim),
+            lambda: build_optimizer(table_parameters(model), self.table, config),
             dtype,
             mesh,
         )
         self.optimizer = zero.inner_optimizer(self.deepspeed)
-        self.masters = Masters(self.deepspeed, mesh, self.table, self.shards)
+        self.masters = Masters(
+            self.deepspeed, mesh, self.table, self.shards, config.optim.angle_cap
+        )
         self.masters.initialise(config.train.seed)
         self.pipeline = Pipeline(config, mesh, stages, model) if mesh.degrees.pp > 1 else None
 

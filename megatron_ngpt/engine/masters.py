@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_ngpt.engine import zero
+from megatron_ngpt.engine.angle import CappedProjection
 from megatron_ngpt.engine.fragment import Fragment, Rectangle
 from megatron_ngpt.engine.projection import Projection
 from megatron_ngpt.mesh.mesh import Mesh
@@ -27,6 +29,7 @@ class Masters:
         mesh: where the ranks are.
         table: every parameter of the unsharded model.
         shards: the tensor-parallel piece of each.
+        angle_cap: largest angle by which a step turns a vector; 0 means none.
     """
 
     def __init__(
@@ -35,24 +38,36 @@ class Masters:
         mesh: Mesh,
         table: Mapping[str, ParameterSpec],
         shards: Mapping[str, Shard],
+        angle_cap: float = 0.0,
     ) -> None:
         self.deepspeed, self.mesh, self.table, self.shards = deepspeed, mesh, table, shards
         self.sharded = deepspeed.zero_optimization_stage() > 0
         self.fragments = zero.fragments(deepspeed, table, shards)
-        self.projections = {
-            # without ZeRO every rank holds whole vectors and nothing needs adding up
-            number: Projection(fragments, mesh.replica_group if self.sharded else None)
-            for number, fragments in self._by_group().items()
-        }
-        numbers = {id(f.flat): f.group for f in self.fragments}
-
-        def project(optimizer: torch.optim.Optimizer, *_: Any) -> None:
-            stepped = [id(p) for g in optimizer.param_groups for p in g["params"]]
-            for number in sorted({numbers[i] for i in stepped if i in numbers}):
-                self.projections[number]()
-
+        # without ZeRO every rank holds whole vectors and nothing needs adding up
+        group = mesh.replica_group if self.sharded else None
+        make = partial(CappedProjection, cap=angle_cap) if angle_cap else Projection
+        self.projections = {n: make(fragments, group) for n, fragments in self._by_group().items()}
+        self.numbers = {id(f.flat): f.group for f in self.fragments}
+        optimizer = zero.inner_optimizer(deepspeed)
+        if angle_cap:
+            optimizer.register_step_pre_hook(self._remember)
         # after the update of the masters and before any copy is made from them
-        zero.inner_optimizer(deepspeed).register_step_post_hook(project)
+        optimizer.register_step_post_hook(self._project)
+
+    def _stepped(self, optimizer: torch.optim.Optimizer) -> Iterator[Projection]:
+        """The projections of what an optimizer steps now."""
+        flats = [id(p) for g in optimizer.param_groups for p in g["params"]]
+        for number in sorted({self.numbers[i] for i in flats if i in self.numbers}):
+            yield self.projections[number]
+
+    def _remember(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for projection in self._stepped(optimizer):
+            assert isinstance(projection, CappedProjection)
+            projection.remember()
+
+    def _project(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        for projection in self._stepped(optimizer):
+            projection()
 
     def _by_group(self) -> dict[int, list[Fragment]]:
         found: dict[int, list[Fragment]] = {}

@@ -3,35 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
 
-from megatron_ngpt.config import OptimConfig
+from megatron_ngpt.config import Config
+from megatron_ngpt.config.parametrisation import learning_rate_factors
+from megatron_ngpt.engine.gated import GatedAdamW
 from megatron_ngpt.model.spec import ParameterSpec
 
 
 def build_optimizer(
-    named: Iterable[tuple[str, nn.Parameter]], table: dict[str, ParameterSpec], optim: OptimConfig
-) -> torch.optim.AdamW:
-    """Fused AdamW with two groups: vectors, without weight decay, then matrices.
+    named: Iterable[tuple[str, nn.Parameter]], table: dict[str, ParameterSpec], config: Config
+) -> torch.optim.Optimizer:
+    """AdamW with two groups: vectors, without weight decay, then matrices.
 
     All normalised matrices share one group, so that ZeRO steps them together and the projection is
-    one all-reduce. Vectors come first because ZeRO takes the dtype of its gradient buffers from the
-    first parameter, and theirs is fp32 also in a bf16 run.
+    one all-reduce, unless the parametrisation has several learning rates for them. Vectors come
+    first because ZeRO takes the dtype of its gradient buffers from the first parameter, and theirs
+    is fp32 also in a bf16 run.
     """
-    vectors: list[nn.Parameter] = []
-    matrices: list[nn.Parameter] = []
+    optim, factors = config.optim, learning_rate_factors(config)
+    found: dict[tuple[bool, float], list[nn.Parameter]] = {}
     for name, parameter in named:
-        (vectors if table[name].group == "vector" else matrices).append(parameter)
-    groups = [
-        {"params": vectors, "weight_decay": 0.0},
-        {"params": matrices, "weight_decay": optim.weight_decay},
+        group = table[name].group
+        found.setdefault((group != "vector", factors[group]), []).append(parameter)
+    groups: list[dict[str, Any]] = [
+        {
+            "params": parameters,
+            "weight_decay": optim.weight_decay if is_matrix else 0.0,
+            "factor": factor,
+        }
+        for (is_matrix, factor), parameters in sorted(found.items(), key=lambda item: item[0])
     ]
+    if optim.gate != 1:
+        return GatedAdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, gate=optim.gate)
     return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Use ``lr`` in the next step, for every group."""
+    """Use ``lr``, times its factor, for every group in the next step."""
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["factor"]

@@ -19,7 +19,7 @@ from megatron_ngpt.engine.fragment import Fragment
 
 
 class Projection:
-    """Normalises the vectors of a set of fragments in place.
+    """Normalises the vectors of a set of fragments in place, or their groups, as the table says.
 
     Args:
         fragments: this rank's fragments of the same parameters on every rank, in the same order;
@@ -31,7 +31,7 @@ class Projection:
         self.group = group
         self.pieces: list[tuple[Tensor, int, slice]] = []
         self.padding: list[slice] = []
-        self.vectors = 0
+        self.vectors, self.slack = 0, 0.0
         for fragment in fragments:
             if fragment.spec.norm_dim is not None:
                 self._add(fragment, fragment.spec.norm_dim)
@@ -39,15 +39,24 @@ class Projection:
         self.squares = torch.zeros(self.vectors, device=device)
 
     def _add(self, fragment: Fragment, norm_dim: int) -> None:
-        """Note which sums each rectangle of a fragment takes part in."""
+        """Note which sums each rectangle of a fragment takes part in, group by group."""
         axis = 1 - norm_dim  # the dimension that counts the vectors
+        spec, count = fragment.spec, fragment.shard.shape[axis]
+        size = spec.shape[norm_dim] // spec.groups
         for box in fragment.rectangles():
-            first = self.vectors + box.offsets[axis] - fragment.shard.origin[axis]
-            where = slice(first, first + box.sizes[axis])
-            self.pieces.append((box.view(fragment.master), norm_dim, where))
-        real = self.vectors + fragment.shard.real[axis]
-        self.vectors += fragment.shard.shape[axis]
-        self.padding.append(slice(real, self.vectors))
+            values, begin = box.view(fragment.master), box.offsets[norm_dim]
+            end = begin + box.sizes[norm_dim]
+            for group in range(begin // size, -(-end // size)):
+                low, high = max(begin, group * size), min(end, (group + 1) * size)
+                piece = values.narrow(norm_dim, low - begin, high - low)
+                first = self.vectors + group * count
+                first += box.offsets[axis] - fragment.shard.origin[axis]
+                self.pieces.append((piece, norm_dim, slice(first, first + box.sizes[axis])))
+        for _ in range(spec.groups):
+            real = self.vectors + fragment.shard.real[axis]
+            self.vectors += count
+            self.padding.append(slice(real, self.vectors))
+        self.slack = max(self.slack, spec.slack)
 
     def __call__(self) -> None:
         """Scale every vector to length 1; collective over the group, 4 bytes per vector."""
@@ -59,13 +68,19 @@ class Projection:
 
     @torch.no_grad()
     def error(self) -> Tensor:
-        """Largest | |v| - 1 | over the vectors as they are, a scalar; collective, as a call is."""
+        """Largest distance of a vector's length from 1, or from what its slack allows, a scalar;
+        collective, as a call is."""
         if not self.vectors:
             return torch.zeros((), device=self.squares.device)
         self._sum(self.squares)
         for where in self.padding:
             self.squares[where] = 1.0
-        return (self.squares.sqrt() - 1.0).abs().max()
+        lengths = self.squares.sqrt()
+        return (lengths - self._bound(lengths)).abs().max()
+
+    def _bound(self, lengths: Tensor) -> Tensor:
+        """What lengths should be."""
+        return lengths.clamp(1 - self.slack, 1 + self.slack)
 
     def _sum(self, squares: Tensor) -> None:
         """Squared length of every vector."""
@@ -81,6 +96,9 @@ class Projection:
         if not self.vectors:
             return
         self._sum(squares)
-        inverse = squares.clamp_min(1e-24).rsqrt().float()
+        factor = squares.clamp_min(1e-24).rsqrt()
+        if self.slack:
+            factor *= self._bound(squares.sqrt())
+        factor = factor.float()
         for values, dim, where in self.pieces:
-            values.mul_(inverse[where].unsqueeze(dim))
+            values.mul_(factor[where].unsqueeze(dim))

@@ -11,7 +11,8 @@ def learning_rate(config: Config, step: int) -> float:
     """Learning rate of optimizer step ``step`` (0 is the first) of ``train.steps``.
 
     Warm-up rises linearly and reaches optim.lr at its last step; the decay ends at optim.min_lr
-    with the run's last step.
+    with the run's last step. The logarithmic one is 1 - log(1 + r / rho) / log(1 + 1 / rho) of the
+    way from min_lr to lr at progress r (arXiv 2608.01284).
     """
     optim, steps = config.optim, config.train.steps
     if step < optim.warmup_steps:
@@ -23,6 +24,8 @@ def learning_rate(config: Config, step: int) -> float:
         peak = max(peak, steps - 1 - (optim.decay_steps or max(1, steps // 5)))
     progress = (step - peak) / max(1, steps - 1 - peak)
     progress = min(1.0, max(0.0, progress))
+    if optim.schedule == "logarithmic":
+        progress = math.log1p(progress / optim.curvature) / math.log1p(1 / optim.curvature)
     if optim.schedule == "cosine":
         progress = 0.5 * (1.0 - math.cos(math.pi * progress))
     return optim.lr + (optim.min_lr - optim.lr) * progress

@@ -12,6 +12,9 @@ What a block keeps per token, in bytes:
     attention   ngpt e (Q + K)            q and k before rotation and norm
                 2 e (Q + K) + 4 N         q, k, v, output, log-sum-exp: flash attention
                                           keeps no T x T matrix (arXiv 2205.14135)
+                of M maps, A and V features of output and values: 2 e M (A + V) + 4 N M for the
+                padded q, k, the repeated v and the output, 4 M A + 4 A + e A for the maps in fp32,
+                their sum and its norm; in fp32 the maps are the output, unless grouped by key
     mlp         (G + 1) e F               inputs of the product, G = 2 with a gate, else 1; product
 
 Context parallelism leaves T / cp tokens to a rank. Ulysses keeps e Q more per token (the output
@@ -123,11 +126,21 @@ def _share(config: Config, tokens: int) -> float:
 
 
 def _attention(model: ModelConfig, e: int, exchanged: bool) -> int:
-    q, k = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    flash = 2 * e * (q + k) + 4 * model.heads + (e * q if exchanged else 0)
+    flash = 2 * e * model.maps * (model.output_width + model.value_width)
+    flash += 4 * model.heads * model.maps
+    flash += e * model.maps * model.output_width if exchanged else 0
+    if model.attention != "standard":
+        flash += _mixing(model, e)
     if not model.is_ngpt:
         return flash
-    return flash + e * (q + k)
+    return flash + e * (model.query_width + model.key_width)
+
+
+def _mixing(model: ModelConfig, e: int) -> int:
+    """What the sum of a head's maps and its norm keep."""
+    in_order = model.attention == "differential" or model.kv_heads in (1, model.heads)
+    maps = 0 if e == 4 and in_order else 4 * model.maps  # else the output itself is summed
+    return (maps + 4 + e) * model.output_width
 
 
 def _mlp(model: ModelConfig, e: int) -> int:
@@ -135,14 +148,13 @@ def _mlp(model: ModelConfig, e: int) -> int:
 
 
 def _ring_working(parallel: ParallelConfig, model: ModelConfig, e: int) -> int:
-    q, k = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    q, k = model.maps * model.output_width, model.maps * model.value_width
     return 4 * q + 3 * 8 * k + 2 * e * 2 * k if parallel.cp > parallel.ulysses else 0
 
 
 def _pending(model: ModelConfig, e: int, tp: int) -> int:
-    q, k = model.heads * model.head_dim, model.kv_heads * model.head_dim
-    gates = 2 if model.is_gated else 1
-    linear = e * (q + 2 * k + gates * model.ffn_width + 2 * model.width)
+    q, inner = model.query_width, (2 if model.is_gated else 1) * model.ffn_width
+    linear = e * (q + model.key_width + model.value_width + inner + 2 * model.width)
     between = 2 * e * model.width // tp  # of the residual steps or norms
     return linear + between + (e * (q + model.ffn_width) if model.is_ngpt else 0)
 
@@ -155,7 +167,7 @@ def part_kept(config: Config, tp: int, part: Part) -> int:
     kept += per_token.head if part.last else per_token.hidden  # a stage keeps what it sent
     own = config.parallel.cp > 1 or config.data.document_mask  # positions of each sequence
     rows = config.train.micro_batch if own else 1
-    rotary = 4 * config.model.head_dim * rows * config.data.seq_len // config.parallel.cp
+    rotary = 4 * config.model.rotary_dim * rows * config.data.seq_len // config.parallel.cp
     return rank_tokens(config) * kept + rotary
 
 

@@ -117,11 +117,14 @@ class Proposal:
 
 def step_flops(config: Config) -> float:
     """Operations of one step over all ranks: 6 per matrix element and token, embedding apart, and
-    causal attention's 6 L T Q per token (arXiv 2204.02311, appendix B, halved for the mask)."""
+    causal attention's 6 L T Q per token and map (arXiv 2204.02311, appendix B, halved for the mask;
+    queries padded to the width of the values)."""
     table = parameter_table(config.model)
-    matrices = sum(prod(s.shape) for s in table.values() if s.group in ("matrix", "head"))
+    tied = ["embedding"] if config.model.tied_embedding else []
+    groups = ("matrix", "head", *tied)
+    matrices = sum(prod(s.shape) for s in table.values() if s.group in groups)
     model, seq_len = config.model, config.data.seq_len
-    attention = model.layers * seq_len * model.heads * model.head_dim
+    attention = model.layers * seq_len * model.maps * model.output_width
     return 6.0 * (matrices + attention) * config.train.global_batch * seq_len
 
 

@@ -61,6 +61,7 @@ class RankState:
         stage: of ZeRO.
         copies: whether the matrices are bf16 copies beside fp32 masters.
         settings: DeepSpeed's ``zero_optimization`` section.
+        remembers: whether it keeps the matrices before a step, to cap angles.
     """
 
     vectors: tuple[int, ...]
@@ -69,6 +70,7 @@ class RankState:
     stage: int
     copies: bool
     settings: dict[str, Any]
+    remembers: bool = False
 
     @classmethod
     def of(cls, config: Config, degrees: Degrees, pp_index: int) -> RankState:
@@ -85,6 +87,7 @@ class RankState:
             stage=config.optim.zero_stage,
             copies=uses_low_precision_copy(config),
             settings=deepspeed["zero_optimization"],
+            remembers=config.optim.angle_cap > 0,
         )
 
     @cached_property
@@ -104,10 +107,14 @@ class RankState:
 
     @property
     def optimizer(self) -> int:
-        """Bytes of the fp32 masters, where they are not the weights, and of Adam's averages."""
+        """Bytes of the fp32 masters, where they are not the weights, and of Adam's averages; of the
+        matrices before the step, where angles are capped."""
         if self.stage == 0:  # and one step count per parameter
-            return 2 * FP32 * self.parameters + FP32 * (len(self.vectors) + len(self.matrices))
-        return 3 * FP32 * sum(self._partitions()) + 2 * FP32
+            before = FP32 * sum(self.matrices) * self.remembers
+            counts = len(self.vectors) + len(self.matrices)
+            return 2 * FP32 * self.parameters + FP32 * counts + before
+        vectors, matrices = self._partitions()
+        return 3 * FP32 * (vectors + matrices) + FP32 * matrices * self.remembers + 2 * FP32
 
     def gradients(self, dp_index: int | None = None) -> int:
         """Bytes of the gradient that a step accumulates, at the end of its last backward.

@@ -88,7 +88,8 @@ def _data_parallel(
     yield Traffic("dp", kind, FP32 * state.parameters * reductions)
     if state.stage:
         vectors = _unit_vectors(config, degrees, pp_index)
-        yield Traffic("dp", "all-reduce", FP32 * vectors)
+        sums = 3 if config.optim.angle_cap else 1
+        yield Traffic("dp", "all-reduce", FP32 * sums * vectors)
         yield Traffic("dp", "all-gather", _gathered(state, config, micro_batches))
 
 
@@ -99,7 +100,7 @@ def _context_parallel(
     stages = stage_map(config)
     layers = sum(len(stages.parts[number].layers) for number in stages.of_rank(pp_index))
     model, calls = local_model(config.model, degrees.tp), layers * micro_batches
-    q, k = model.heads * model.head_dim, model.kv_heads * model.head_dim
+    q, k = model.maps * model.output_width, model.maps * model.value_width
     element, tokens = (BF16 if config.train.dtype == "bf16" else FP32), rank_tokens(config)
     forwards = 1 + config.train.recompute + ("attention" in config.train.recompute_parts)
     if degrees.ulysses > 1:
@@ -114,7 +115,7 @@ def _context_parallel(
 def _unit_vectors(config: Config, degrees: Degrees, pp_index: int) -> int:
     """How many vectors of length 1 are in a rank's matrices, tp's padding included."""
     return sum(
-        local_shard(spec, degrees, 0).shape[1 - spec.norm_dim]
+        local_shard(spec, degrees, 0).shape[1 - spec.norm_dim] * spec.groups
         for spec in rank_parameters(config, degrees, pp_index)
         if spec.norm_dim is not None
     )

@@ -57,7 +57,7 @@ _SCALES = {
     "sz": "s_z",
 }
 _OTHERS = ("architecture", "mlp", "mlp_eps", "rope_theta", "rope_style", "rotary_fraction")
-_IRRELEVANT = ("norm_eps",)  # of gpt alone
+_IRRELEVANT = ("norm_eps", "map_dim", "head_norm_eps")  # of gpt, or of attention that is refused
 
 
 def our_name(theirs: str) -> str:
@@ -177,6 +177,10 @@ def _not_exported(model: ModelConfig) -> Iterator[str]:
         yield f"model.architecture = {model.architecture}: only ngpt has a Hugging Face model here"
     known = {*_SIZES.values(), *_SCALES.values(), *_OTHERS, *_IRRELEVANT}
     usual = ModelConfig()
+    for name in _SCALES.values():
+        scale: ScaleConfig = getattr(model, name)
+        if scale.shared or not scale.learned or isinstance(scale.init, tuple):
+            yield f"model.{name} is shared, fixed or has an init for each layer: export knows one"
     for field in dataclasses.fields(model):
         value = getattr(model, field.name)
         if field.name not in known and value != getattr(usual, field.name):

@@ -17,6 +17,8 @@ the piece touches."""
 
 def initial_values(spec: ParameterSpec, seed: int, start: int, stop: int) -> Tensor:
     """Values start..stop of the flattened parameter before normalisation, fp32 on CPU."""
+    if spec.values:
+        return torch.tensor(spec.values[start:stop])
     if spec.std == 0:
         return torch.full((stop - start,), spec.constant)
     first, last = start // BLOCK, -(-stop // BLOCK)  # blocks the piece touches
@@ -53,6 +55,9 @@ def initialise(model: nn.Module, table: dict[str, ParameterSpec], seed: int) -> 
         spec = table[name]
         values = initial_values(spec, seed, 0, parameter.numel()).view(spec.shape)
         if spec.norm_dim is not None:  # rounded like the projection of initial values in an engine
-            length = torch.linalg.vector_norm(values, dim=spec.norm_dim, dtype=torch.float64)
-            values = values * length.reciprocal().float().unsqueeze(spec.norm_dim)
+            parts = values.unflatten(spec.norm_dim, (spec.groups, -1))
+            dim = spec.norm_dim + 1
+            length = torch.linalg.vector_norm(parts, dim=dim, dtype=torch.float64)
+            bound = length.clamp(1 - spec.slack, 1 + spec.slack)
+            values = (parts * (bound / length).float().unsqueeze(dim)).view(spec.shape)
         parameter.copy_(values)

@@ -17,14 +17,15 @@ class SwiGLU(nn.Module):
     factor on u changes nothing.
     """
 
-    def __init__(self, model: ModelConfig) -> None:
+    def __init__(self, model: ModelConfig, layer: int) -> None:
         super().__init__()
-        D, inner, s_uv = model.width, model.ffn_width, model.s_uv
-        self.up = Linear(D, inner)
-        self.gate = Linear(D, inner)
-        self.down = Linear(inner, D)
-        self.s_u = Scale(inner, s_uv.init, s_uv.scale) if model.is_ngpt else None
-        self.s_v = Scale(inner, s_uv.init, s_uv.scale) if model.is_ngpt else None
+        D, inner, s_uv = model.width, model.ffn_width, model.scale_at("s_uv", layer)
+        part = 1 / model.hyperspheres
+        self.up = Linear(D, inner, part)
+        self.gate = Linear(D, inner, part)
+        self.down = Linear(inner, D, part)
+        self.s_u = Scale(inner, *s_uv) if model.is_ngpt else None
+        self.s_v = Scale(inner, *s_uv) if model.is_ngpt else None
         self.gate_factor = D**0.5
 
     def forward(self, x: Tensor) -> Tensor:
@@ -42,12 +43,13 @@ class SquaredReLU(nn.Module):
     matters to the epsilon of the norm that follows, and to nothing else.
     """
 
-    def __init__(self, model: ModelConfig) -> None:
+    def __init__(self, model: ModelConfig, layer: int) -> None:
         super().__init__()
-        D, inner, s_uv = model.width, model.ffn_width, model.s_uv
-        self.up = Linear(D, inner)
-        self.down = Linear(inner, D)
-        self.s_u = Scale(inner, s_uv.init, s_uv.scale) if model.is_ngpt else None
+        D, inner, s_uv = model.width, model.ffn_width, model.scale_at("s_uv", layer)
+        part = 1 / model.hyperspheres
+        self.up = Linear(D, inner, part)
+        self.down = Linear(inner, D, part)
+        self.s_u = Scale(inner, *s_uv) if model.is_ngpt else None
         self.factor = D**0.5
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,6 +58,6 @@ class SquaredReLU(nn.Module):
         return self.down(squared_relu(u, None if self.s_u is None else self.s_u() * self.factor))
 
 
-def build_mlp(model: ModelConfig) -> nn.Module:
-    """The feed-forward that ``model.mlp`` names."""
-    return SwiGLU(model) if model.is_gated else SquaredReLU(model)
+def build_mlp(model: ModelConfig, layer: int) -> nn.Module:
+    """The feed-forward of block ``layer`` that ``model.mlp`` names."""
+    return SwiGLU(model, layer) if model.is_gated else SquaredReLU(model, layer)

@@ -8,21 +8,30 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from megatron_ngpt.config import ModelConfig, ScaleConfig
+from megatron_ngpt.config import ModelConfig
+from megatron_ngpt.config.model import LayerScale
 from megatron_ngpt.model.again import computed_again, in_tiles, on_host
-from megatron_ngpt.model.attention import Attention, KeyValueCache, rope_scaling
+from megatron_ngpt.model.attention import (
+    FirstValues,
+    KeyValueCache,
+    build_attention,
+    rope_scaling,
+)
 from megatron_ngpt.model.mlp import build_mlp
 from megatron_ngpt.ops.attention import Attend, sdpa_attention
 from megatron_ngpt.ops.documents import Documents
 from megatron_ngpt.ops.hypersphere import Scale, residual_step
 from megatron_ngpt.ops.linear import Embedding, Linear
+from megatron_ngpt.ops.logits import preconditioned
 from megatron_ngpt.ops.loss import Loss, cross_entropy
 from megatron_ngpt.ops.norm import RMSNorm
+from megatron_ngpt.ops.other_spheres import step_along_arc, step_from_anywhere
 from megatron_ngpt.ops.rope import rotary_table
 
 Branch = Callable[[Tensor], Tensor]
@@ -31,13 +40,15 @@ Branch = Callable[[Tensor], Tensor]
 class SphereResidual(nn.Module):
     """nGPT: step on the sphere from h towards branch(h)."""
 
-    def __init__(self, width: int, alpha: ScaleConfig, eps: float = 0.0) -> None:
+    def __init__(self, model: ModelConfig, alpha: LayerScale, eps: float = 0.0) -> None:
         super().__init__()
-        self.alpha, self.eps = Scale(width, alpha.init, alpha.scale), eps
+        self.alpha = Scale(model.width, *alpha)
+        step = residual_step if model.on_one_sphere else step_from_anywhere
+        self.step = partial(step_along_arc if model.residual == "slerp" else step, eps=eps)
 
     def forward(self, h: Tensor, branch: Branch) -> Tensor:
         """[B, T, D] -> [B, T, D], unit vectors both."""
-        return residual_step(h, branch(h), self.alpha(), self.eps)
+        return self.step(h, branch(h), self.alpha())
 
 
 class PreNormResidual(nn.Module):
@@ -60,12 +71,12 @@ class Block(nn.Module):
         mlp_tile: tokens that the MLP works on at a time, each tile computed again; 0 for all.
     """
 
-    def __init__(self, model: ModelConfig, attend: Attend) -> None:
+    def __init__(self, model: ModelConfig, attend: Attend, layer: int) -> None:
         super().__init__()
-        self.attention = Attention(model, attend)
-        self.mlp = build_mlp(model)
-        self.attention_residual = _residual(model, model.alpha_attention)
-        self.mlp_residual = _residual(model, model.alpha_mlp, model.mlp_eps)
+        self.attention = build_attention(model, attend, layer)
+        self.mlp = build_mlp(model, layer)
+        self.attention_residual = _residual(model, model.scale_at("alpha_attention", layer))
+        self.mlp_residual = _residual(model, model.scale_at("alpha_mlp", layer), model.mlp_eps)
         self.again: frozenset[str] = frozenset()
         self.mlp_tile = 0
 
@@ -75,9 +86,10 @@ class Block(nn.Module):
         rotary: Tensor,
         cache: KeyValueCache | None = None,
         documents: Documents | None = None,
+        first: FirstValues | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        h = self.attention_residual(h, lambda x: self._attend(x, rotary, cache, documents))
+        h = self.attention_residual(h, lambda x: self._attend(x, rotary, cache, documents, first))
         return self.mlp_residual(h, self._feed_forward)
 
     def _attend(self, x: Tensor, *args: Any) -> Tensor:
@@ -95,9 +107,9 @@ class Block(nn.Module):
         return output
 
 
-def _residual(model: ModelConfig, alpha: ScaleConfig, eps: float = 0.0) -> nn.Module:
+def _residual(model: ModelConfig, alpha: LayerScale, eps: float = 0.0) -> nn.Module:
     if model.is_ngpt:
-        return SphereResidual(model.width, alpha, eps)
+        return SphereResidual(model, alpha, eps)
     return PreNormResidual(model.width, model.norm_eps)
 
 
@@ -122,6 +134,7 @@ class NGPT(nn.Module):
 
     Attributes that parallelism sets from outside:
         loss: (logits, targets) -> mean loss.
+        mean_scale: s_z of this model -> its mean over the whole vocabulary.
         sequence_shards: how many ranks share the tokens of h.
         recompute: whether to keep only each block's input for backward.
         offload: whether to keep what blocks keep in the host's memory.
@@ -140,16 +153,24 @@ class NGPT(nn.Module):
         part = part or Part(range(model.layers))
         self.config, self.part = model, part
         self.embed = Embedding(V, D, dtype) if part.first else None
-        self.blocks = nn.ModuleDict({str(n): Block(model, attend) for n in part.layers})
+        self.blocks = nn.ModuleDict({str(n): Block(model, attend, n) for n in part.layers})
         self.final_norm = None if model.is_ngpt or not part.last else RMSNorm(D, model.norm_eps)
-        self.head = Linear(D, V) if part.last else None
-        self.s_z = (
-            Scale(V, model.s_z.init, model.s_z.scale) if part.last and model.is_ngpt else None
-        )
+        self.head = self._head() if part.last else None
+        self.s_z = Scale(V, *model.scale_at("s_z", 0)) if part.last and model.is_ngpt else None
         self.loss: Loss = cross_entropy
+        self.mean_scale: Callable[[Tensor], Tensor] = torch.mean
         self.sequence_shards = 1
         self.recompute = self.offload = False
         self.loss_chunk = 0
+
+    def _head(self) -> Linear:
+        model = self.config
+        if not model.tied_embedding:
+            return Linear(model.width, model.vocab_size, 1 / model.hyperspheres)
+        assert self.embed is not None, "a tied head is on the rank of the embedding"
+        head = Linear(model.width, model.vocab_size)
+        head.weight = self.embed.weight
+        return head
 
     def forward(
         self,
@@ -179,12 +200,14 @@ class NGPT(nn.Module):
             positions, self.config.rotary_dim, self.config.rope_theta, rope_scaling(self.config)
         )
         documents = None if first_BS is None else Documents(first_BS)
+        first = FirstValues() if self.config.value_residual else None
         with on_host(self.offload and self.training, h.device):
             for number, block in enumerate(self.blocks.values()):
                 if self.recompute and self.training:
-                    h = computed_again(block, h, rotary, None, documents)
+                    h = computed_again(block, h, rotary, None, documents, first)
                 else:
-                    h = block(h, rotary, None if caches is None else caches[number], documents)
+                    cache = None if caches is None else caches[number]
+                    h = block(h, rotary, cache, documents, first)
         if self.head is None:
             return h
         return self.logits(h) if targets_BT is None else self._mean_loss(h, targets_BT)
@@ -214,4 +237,8 @@ class NGPT(nn.Module):
             h_BTD = self.final_norm(h_BTD)
         assert self.head is not None, "only the last part predicts"
         logits_BTV: Tensor = self.head(h_BTD).float()
-        return logits_BTV if self.s_z is None else logits_BTV * self.s_z()
+        if self.s_z is None:
+            return logits_BTV
+        if self.config.logit_preconditioning:
+            return preconditioned(logits_BTV, self.s_z(), self.mean_scale(self.s_z().detach()))
+        return logits_BTV * self.s_z()

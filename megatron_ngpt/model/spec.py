@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_ngpt.config import ModelConfig
+from megatron_ngpt.config.model import LayerScale
 
 Group = Literal["embedding", "matrix", "head", "vector"]
 
@@ -35,11 +36,20 @@ class ParameterSpec:
     group: Group
     """Optimizer group."""
 
+    groups: int = 1
+    """Equal parts of every vector along norm_dim that have length 1 each."""
+
+    slack: float = 0.0
+    """How far from 1 a length may be without being changed."""
+
     std: float = 0.0
     """Standard deviation of the initial values; 0 for a constant."""
 
     constant: float = 0.0
     """Initial value when std is 0."""
+
+    values: tuple[float, ...] = ()
+    """Initial values one by one, of a small vector whose values differ."""
 
     @property
     def over_vocab(self) -> bool:
@@ -55,13 +65,13 @@ class ParameterSpec:
 def parameter_table(model: ModelConfig) -> dict[str, ParameterSpec]:
     """Every parameter of a model by name, in the model's own order."""
     D, V, std = model.width, model.vocab_size, model.init_std
-    norm_dim = 1 if model.is_ngpt else None
-    rows = [ParameterSpec("embed.weight", (V, D), norm_dim, 0, "embedding", std)]
+    rows = [_matrix(model, "embed.weight", (V, D), 1, std, "embedding")]
     for layer in range(model.layers):
-        rows += _block(model, f"blocks.{layer}.")
-    rows.append(ParameterSpec("head.weight", (V, D), norm_dim, 0, "head", std))
+        rows += _block(model, layer, f"blocks.{layer}.")
+    if not model.tied_embedding:
+        rows.append(_matrix(model, "head.weight", (V, D), 1, std, "head"))
     if model.is_ngpt:
-        rows.append(_vector("s_z.value", V, 0, model.s_z.scale))
+        rows += _scale("s_z", V, model.scale_at("s_z", 0))
     else:
         rows.append(_vector("final_norm.gain.value", D, None, 1.0))
     return {row.name: row for row in rows}
@@ -72,15 +82,11 @@ def parameter_count(model: ModelConfig) -> int:
     return sum(math.prod(spec.shape) for spec in parameter_table(model).values())
 
 
-def _block(model: ModelConfig, at: str) -> list[ParameterSpec]:
+def _block(model: ModelConfig, layer: int, at: str) -> list[ParameterSpec]:
     """One transformer block, nGPT or GPT."""
     D, F = model.width, model.ffn_width
-    N, K = model.heads * model.head_dim, model.kv_heads * model.head_dim
     rows = [
-        _inward(model, at + "attention.query.weight", N),
-        _inward(model, at + "attention.key.weight", K),
-        _inward(model, at + "attention.value.weight", K),
-        _outward(model, at + "attention.output.weight", N),
+        *_attention(model, at + "attention."),
         _inward(model, at + "mlp.up.weight", F),
         *([_inward(model, at + "mlp.gate.weight", F)] if model.is_gated else ()),
         _outward(model, at + "mlp.down.weight", F),
@@ -88,27 +94,88 @@ def _block(model: ModelConfig, at: str) -> list[ParameterSpec]:
     if not model.is_ngpt:
         norms = ("attention_residual.norm.gain.value", "mlp_residual.norm.gain.value")
         return rows + [_vector(at + name, D, None, 1.0) for name in norms]
+    s_uv = model.scale_at("s_uv", layer)
     return [
         *rows,
-        _vector(at + "attention.s_qk.value", N, 0, model.s_qk.scale),
-        _vector(at + "mlp.s_u.value", F, 0, model.s_uv.scale),
-        *([_vector(at + "mlp.s_v.value", F, 0, model.s_uv.scale)] if model.is_gated else ()),
-        _vector(at + "attention_residual.alpha.value", D, None, model.alpha_attention.scale),
-        _vector(at + "mlp_residual.alpha.value", D, None, model.alpha_mlp.scale),
+        *_scale(at + "attention.s_qk", model.query_width, model.scale_at("s_qk", layer)),
+        *_scale(at + "mlp.s_u", F, s_uv),
+        *(_scale(at + "mlp.s_v", F, s_uv) if model.is_gated else ()),
+        *_scale(at + "attention_residual.alpha", D, model.scale_at("alpha_attention", layer), None),
+        *_scale(at + "mlp_residual.alpha", D, model.scale_at("alpha_mlp", layer), None),
     ]
+
+
+def _scale(name: str, width: int, scale: LayerScale, tp_dim: int | None = 0) -> list[ParameterSpec]:
+    """The stored part of a scaling vector: all of it, one number, or nothing."""
+    size = scale.size(width)
+    split = None if scale.shared else tp_dim
+    return [_vector(f"{name}.value", size, split, scale.scale)] if size else []
+
+
+def _attention(model: ModelConfig, at: str) -> list[ParameterSpec]:
+    """Matrices of attention, and what its kind adds to them."""
+    rows = [
+        _inward(model, at + "query.weight", model.query_width),
+        _inward(model, at + "key.weight", model.key_width),
+        _inward(model, at + "value.weight", model.value_width),
+        _outward(model, at + "output.weight", model.output_width),
+    ]
+    if model.attention == "standard":
+        return rows
+    if model.attention == "differential":
+        mix = [
+            ParameterSpec(f"{at}mix.{name}", (model.map_dim,), None, None, "vector", std=0.1)
+            for name in ("query_1", "key_1", "query_2", "key_2")
+        ]
+    else:
+        start = ensemble_start(model.maps)
+        mix = [
+            ParameterSpec(at + "mix.weight", (model.maps,), None, None, "vector", values=start),
+            _vector(at + "mix.scale", 1, None, 1.0),
+        ]
+    return [*rows, *mix, _vector(at + "head_norm.gain.value", model.head_dim, None, 1.0)]
+
+
+def ensemble_start(maps: int) -> tuple[float, ...]:
+    """Initial weights of an ensemble's maps: 0.1, -0.1, 0.1, ...
+
+    Of an even number of maps the first is 0.2: the first token sees itself alone in every map, and
+    weights that cancel would leave it an output of 0, which has no direction.
+    """
+    first = 0.1 if maps % 2 else 0.2
+    return (first, *(0.1 * (-1) ** number for number in range(1, maps)))
 
 
 def _inward(model: ModelConfig, name: str, outputs: int) -> ParameterSpec:
     """Matrix that reads the hidden state: rows are unit vectors, tp splits rows."""
-    norm_dim = 1 if model.is_ngpt else None
-    return ParameterSpec(name, (outputs, model.width), norm_dim, 0, "matrix", model.init_std)
+    return _matrix(model, name, (outputs, model.width), 1, model.init_std)
 
 
 def _outward(model: ModelConfig, name: str, inputs: int) -> ParameterSpec:
     """Matrix that writes the hidden state: columns are unit vectors, tp splits columns."""
-    norm_dim = 0 if model.is_ngpt else None
     std = model.init_std / (2 * model.layers) ** 0.5  # GPT-2's scaled residual initialisation
-    return ParameterSpec(name, (model.width, inputs), norm_dim, 1, "matrix", std)
+    return _matrix(model, name, (model.width, inputs), 0, std)
+
+
+def _matrix(
+    model: ModelConfig,
+    name: str,
+    shape: tuple[int, int],
+    axis: int,
+    std: float,
+    group: Group = "matrix",
+) -> ParameterSpec:
+    """A matrix whose dimension ``axis`` is the embedding; tp splits the other one."""
+    return ParameterSpec(
+        name,
+        shape,
+        norm_dim=axis if model.is_ngpt else None,
+        tp_dim=1 - axis,
+        group=group,
+        groups=model.hyperspheres,
+        slack=model.sphere_slack,
+        std=std,
+    )
 
 
 def _vector(name: str, size: int, tp_dim: int | None, value: float) -> ParameterSpec:

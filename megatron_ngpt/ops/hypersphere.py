@@ -29,7 +29,7 @@ def residual_step(h: Tensor, branch: Tensor, alpha: Tensor, eps: float = 0.0) ->
     Args:
         h: hidden state [..., D].
         branch: output of attention or MLP, any length [..., D].
-        alpha: step size per dimension, fp32 [D]; its absolute value counts.
+        alpha: step size per dimension, fp32 [D], or one for all; its absolute value counts.
         eps: of the branch's normalisation, see :func:`unit`.
     """
     stepped: Tensor = _ResidualStep.apply(h, branch, alpha, eps)
@@ -84,14 +84,19 @@ class Scale(nn.Module):
     """Learned scaling vector, kept in fp32, whose effective value is ``value * init / scale``.
 
     Storing it at ``scale`` sets how far one Adam step of size lr moves the effective value
-    (section 2.5).
+    (section 2.5). A shared one stores one number, a fixed one nothing.
     """
 
-    def __init__(self, size: int, init: float, scale: float) -> None:
+    def __init__(
+        self, size: int, init: float, scale: float, shared: bool = False, learned: bool = True
+    ) -> None:
         super().__init__()
-        self.factor = init / scale
-        self.value = nn.Parameter(torch.full((size,), scale))
+        self.factor, self.shared, self.fixed = init / scale, shared, None if learned else init
+        stored = torch.full((1 if shared else size,), scale)
+        self.value = nn.Parameter(stored) if learned else None
 
     def forward(self) -> Tensor:
-        """Effective value, fp32 [size]."""
+        """Effective value, fp32 [size], [1] when shared, [] when fixed."""
+        if self.value is None:
+            return torch.tensor(self.fixed)
         return self.value * self.factor

@@ -40,18 +40,18 @@ def _rows(x: Tensor) -> Tensor:
 
 
 class Linear(nn.Module):
-    """``x @ weight.T`` without bias, in the dtype of ``x``."""
+    """``x @ weight.T * factor`` without bias, in the dtype of ``x``."""
 
-    def __init__(self, inputs: int, outputs: int) -> None:
+    def __init__(self, inputs: int, outputs: int, factor: float = 1.0) -> None:
         super().__init__()
+        self.factor = factor
         self.weight = nn.Parameter(torch.empty(outputs, inputs))
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., inputs] -> [..., outputs]."""
-        if self.weight.dtype == x.dtype:
-            return F.linear(x, self.weight)
-        cast: Tensor = _CastLinear.apply(x, self.weight)
-        return cast
+        same = self.weight.dtype == x.dtype
+        y: Tensor = F.linear(x, self.weight) if same else _CastLinear.apply(x, self.weight)
+        return y if self.factor == 1 else y * self.factor
 
 
 class Embedding(nn.Module):

@@ -19,6 +19,8 @@ class Scaling(NamedTuple):
     """Times as long."""
     original: int = 0
     """Tokens of the sequences before; only yarn asks."""
+    unscaled: tuple[float, ...] = ()
+    """Frequencies one by one, instead of theta's; only for none and linear."""
 
     @property
     def temperature(self) -> float:
@@ -48,6 +50,8 @@ def frequencies(
     if scaling.kind == "ntk":
         theta *= scaling.factor ** (rotary_dim / max(1, rotary_dim - 2))
     plain = theta ** (-pairs / rotary_dim)
+    if scaling.unscaled:
+        plain = torch.tensor(scaling.unscaled, device=device, dtype=torch.float32)
     if scaling.kind == "linear":
         return plain / scaling.factor
     if scaling.kind != "yarn":

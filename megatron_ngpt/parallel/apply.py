@@ -63,7 +63,7 @@ def build_parts(
     for part in built.parts:
         assert isinstance(part, NGPT)
         if tp > 1:
-            spec = parameter_table(config.model)["head.weight"]
+            spec = parameter_table(config.model)["embed.weight"]
             vocabulary = local_shard(spec, mesh.degrees, mesh.index("tp"))
             apply_tensor_parallel(part, vocabulary, mesh.group("tp"))
         _save_memory(part, config.train)

@@ -61,9 +61,10 @@ def _owners(pp: int, count: int, schedule: str) -> tuple[int, ...]:
 def head_cost(config: Config) -> float:
     """Cost of the logits, in transformer blocks, by multiplications per token."""
     model = config.model
-    inner = (2 * model.heads + 2 * model.kv_heads) * model.head_dim
+    inner = model.query_width + model.key_width + model.value_width + model.output_width
     block = model.width * (inner + (3 if model.is_gated else 2) * model.ffn_width)
-    block += model.heads * model.head_dim * config.data.seq_len  # causal: half of T, twice
+    # causal: half of T, twice
+    block += model.maps * model.output_width * config.data.seq_len
     return model.vocab_size * model.width / block
 
 

@@ -9,6 +9,8 @@ lacks is put in by hooks, by the table below; the maths of the modules does not 
     attention    gather tokens -> q, k, v of some heads -> output       -> sum, split tokens
     mlp          gather tokens -> some inner units      -> down         -> sum, split tokens
     alpha, gain  the same on every rank, used on different tokens       -> gradients are summed
+    mix, gain    of a head's maps, the same on every rank and head      -> gradients are summed
+    s_qk, ...    split like what they scale; one shared number is on every rank -> the same
     head         gather tokens -> logits of some token ids              -> vocab-parallel loss
 
 Source: arXiv 1909.08053 (the splits), arXiv 2205.05198 (sequence sharding).
@@ -21,6 +23,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -49,13 +52,20 @@ def _sum_gradient(module: nn.Module, group: dist.ProcessGroup) -> None:
     module.register_forward_hook(lambda _, args, output: sum_gradient(output, group))
 
 
+def _sum_gradient_if_shared(module: nn.Module, group: dist.ProcessGroup) -> None:
+    if getattr(module, "shared", False):
+        _sum_gradient(module, group)
+
+
 PLAN: dict[str, Style] = {
     r"embed": _sum_output,
     r"blocks\.\d+\.attention": _gather_input,
     r"blocks\.\d+\.attention\.output": _sum_output,
+    r"blocks\.\d+\.attention\.(mix|head_norm\.gain)": _sum_gradient,
     r"blocks\.\d+\.mlp": _gather_input,
     r"blocks\.\d+\.mlp\.down": _sum_output,
     r"blocks\.\d+\.(attention|mlp)_residual\.(alpha|norm\.gain)": _sum_gradient,
+    r"s_z|blocks\.\d+\.(attention\.s_qk|mlp\.s_[uv])": _sum_gradient_if_shared,
     r"final_norm\.gain": _sum_gradient,
     r"head": _gather_input,
 }
@@ -78,7 +88,17 @@ def apply_tensor_parallel(model: NGPT, vocabulary: Shard, group: dist.ProcessGro
     if model.embed is not None:
         model.embed.first_row = first
     model.loss = partial(vocab_parallel_cross_entropy, first=first, rows=rows, group=group)
+    model.mean_scale = partial(_mean_over_vocabulary, rows=rows, group=group)
     model.sequence_shards = group.size()
+
+
+def _mean_over_vocabulary(scale: Tensor, rows: int, group: dist.ProcessGroup) -> Tensor:
+    """Mean of every rank's s_z, padding left out; one shared number is its own mean."""
+    if scale.numel() == 1:
+        return scale
+    sums = torch.stack((scale[:rows].sum(), torch.full_like(scale[0], rows)))
+    dist.all_reduce(sums, group=group)
+    return sums[0] / sums[1]
 
 
 def gather_vocabulary(logits: Tensor, vocab_size: int, group: dist.ProcessGroup) -> Tensor:

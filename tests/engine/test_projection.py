@@ -50,6 +50,41 @@ def cut(weights, marks):
     return fragments, flat
 
 
+@pytest.mark.parametrize(("groups", "slack"), [(1, 0.3), (2, 0.0), (3, 0.2)])
+@pytest.mark.parametrize("norm_dim", [0, 1])
+def test_groups_and_slack(norm_dim, groups, slack):
+    """Each group by itself, to the nearer bound when it is out of bounds; cut inside a group."""
+    weight = torch.randn(6, 6, generator=torch.Generator().manual_seed(3)) * 0.7
+    weight[2:4] *= 0.3
+    spec = ParameterSpec("w", (6, 6), norm_dim, None, "matrix", groups, slack)
+    shard = Shard(spec.shape, (0, 0), spec.shape, replicated=True)
+    flat = weight.flatten().clone()
+    pieces = [Fragment(spec, shard, a, b - a, flat, a, 0) for a, b in ((0, 8), (8, 21), (21, 36))]
+    whole = Projection([Fragment(spec, shard, 0, 36, flat, 0, 0)], None)
+    parts = weight.double().chunk(groups, norm_dim)
+    wanted = [
+        part / part.norm(dim=norm_dim, keepdim=True)
+        * part.norm(dim=norm_dim, keepdim=True).clamp(1 - slack, 1 + slack)
+        for part in parts
+    ]  # fmt: skip
+    exact, distances = torch.cat(wanted, norm_dim), []
+    for part, bound in zip(parts, wanted, strict=True):
+        distances.append((part.norm(dim=norm_dim) - bound.norm(dim=norm_dim)).abs().max().item())
+    assert float(whole.error()) == pytest.approx(max(distances), abs=1e-6)
+    sums = sum(_sums_of(piece) for piece in pieces)
+    assert torch.allclose(sums, _sums_of(Fragment(spec, shard, 0, 36, flat, 0, 0)), atol=1e-6)
+    whole()
+    assert (flat.view(6, 6) - exact).abs().max() <= 3e-7
+    assert float(whole.error()) <= 3e-7
+
+
+def _sums_of(fragment):
+    """Squares that one fragment adds to."""
+    projection = Projection([fragment], None)
+    projection._sum(projection.squares)
+    return projection.squares
+
+
 def total():
     return sum(w.numel() for w in values().values())
 

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -14,7 +16,7 @@ def curve(schedule, steps=20, **optim):
     return [learning_rate(config, step) for step in range(steps)]
 
 
-DECAYING = ["cosine", "linear", "wsd"]
+DECAYING = ["cosine", "linear", "wsd", "logarithmic"]
 
 
 @pytest.mark.parametrize("schedule", DECAYING)
@@ -45,6 +47,16 @@ def test_cosine_is_symmetric_about_its_middle():
     assert rates[10] == pytest.approx(0.55)
     assert [a + b for a, b in zip(rates, reversed(rates), strict=True)] == pytest.approx([1.1] * 21)
     assert rates[1] > curve("linear", steps=21)[1]
+
+
+@pytest.mark.parametrize("curvature", [0.01, 0.1, 10.0])
+def test_logarithmic_decay_by_its_formula(curvature):
+    """The smaller the curvature, the faster at first; a large one is nearly straight."""
+    rates = curve("logarithmic", steps=11, curvature=curvature)
+    whole = math.log(1 + 1 / curvature)
+    expected = [0.1 + 0.9 * (1 - math.log(1 + n / 10 / curvature) / whole) for n in range(11)]
+    assert rates == pytest.approx(expected)
+    assert rates[1] < 0.96 * curve("linear", steps=11)[1] or curvature == 10
 
 
 @pytest.mark.parametrize(("decay", "last_at_lr"), [(5, 14), (0, 15), (19, 0), (1, 18)])

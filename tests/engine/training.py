@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import types
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
@@ -117,33 +118,80 @@ def plain_loss(config: Config, model: NGPT, rows: Tensor) -> Tensor:
     return torch.nn.functional.cross_entropy(logits[counted], targets[counted])
 
 
+def to_the_sphere(weight: Tensor, axis: int, model: ModelConfig) -> Tensor:
+    """Vectors along an axis at length 1, or in groups, or within their slack; worked in fp64."""
+    found = []
+    for part in weight.double().chunk(model.hyperspheres, axis):
+        length, slack = part.norm(dim=axis, keepdim=True), model.sphere_slack
+        found.append(part / length * length.clamp(1 - slack, 1 + slack))
+    return torch.cat(found, axis).float()
+
+
+def nugpt_factor(name: str, config: Config) -> float:
+    """Table 1 of arXiv 2604.27077 once more, by name; only the width differs from the reference."""
+    if config.model.parametrisation == "ngpt":
+        return 1.0
+    ratio = config.model.width / config.model.reference_width
+    if name.startswith("embed"):
+        return ratio**-0.5
+    if name.startswith("head"):
+        return 0.5 * ratio**-0.75
+    return ratio**-0.75 if name.endswith("weight") else 1.0
+
+
+def gate_again(
+    adam: torch.optim.AdamW, named: dict[str, Tensor], before: dict[str, Tensor], optim: OptimConfig
+) -> None:
+    """Undo AdamW's update and make it with the gate of arXiv 2608.01284."""
+    for (name, parameter), group in zip(named.items(), adam.param_groups, strict=True):
+        state, lr = adam.state[parameter], group["lr"]
+        t = state["step"].item()
+        m = state["exp_avg"] / (1 - optim.betas[0] ** t)
+        d = (state["exp_avg_sq"] / (1 - optim.betas[1] ** t)).sqrt().clamp_min(1e-30)
+        gate = (optim.gate * (d / optim.eps).log()).sigmoid()
+        parameter.data = before[name] * (1 - lr * group["weight_decay"]) - lr * gate * m / d
+
+
+def capped(before: Tensor, after: Tensor, axis: int, cap: float) -> Tensor:
+    """Unit vectors after a step, those that turned by more than ``cap`` on the geodesic; fp64."""
+    before, after = before.double(), after.double()
+    before = before / before.norm(dim=axis, keepdim=True)
+    cosine = (before * after).sum(axis, keepdim=True)
+    tangent = after - cosine * before
+    sine = tangent.norm(dim=axis, keepdim=True)
+    turned = math.cos(cap) * before + math.sin(cap) * tangent / sine.clamp_min(1e-30)
+    return torch.where(torch.atan2(sine, cosine) > cap, turned, after).float()
+
+
 def train_plainly(config: Config, tokens: Tensor) -> Record:
     """One process, whole batches, plain autograd, plain AdamW, plain normalisation; all fp32."""
     model, record = NGPT(config.model), Record()
     initialise(model, parameter_table(config.model), config.train.seed)
     named, optim = dict(model.named_parameters()), config.optim
-    groups = [
-        {"params": [p for p in named.values() if p.dim() == 1], "weight_decay": 0.0},
-        {"params": [p for p in named.values() if p.dim() == 2]},
-    ]
-    adam = torch.optim.AdamW(
-        groups, optim.lr, optim.betas, optim.eps, optim.weight_decay, foreach=False
-    )
+    decay = {1: 0.0, 2: optim.weight_decay}
+    groups = [{"params": [p], "weight_decay": decay[p.dim()]} for p in named.values()]
+    adam = torch.optim.AdamW(groups, optim.lr, optim.betas, optim.eps, foreach=False)
+    factors = [nugpt_factor(name, config) for name in named]
     record.start = {n: p.detach().clone() for n, p in named.items()}
     for step, rows in enumerate(tokens):
-        for group in adam.param_groups:
-            group["lr"] = learning_rate(config, step)
+        for group, factor in zip(adam.param_groups, factors, strict=True):
+            group["lr"] = factor * learning_rate(config, step)
+        before = {n: p.detach().clone() for n, p in named.items()}
         loss = plain_loss(config, model, rows)
         loss.backward()
         limit = optim.grad_clip or float("inf")
         record.norms.append(float(torch.nn.utils.clip_grad_norm_(named.values(), limit)))
         record.losses.append(loss.item())
         adam.step()
+        if optim.gate != 1:
+            gate_again(adam, named, before, optim)
         adam.zero_grad()
         for name, parameter in named.items() if config.model.is_ngpt else ():
             if parameter.dim() == 2:
-                length = parameter.data.double().norm(dim=embedding_axis(name), keepdim=True)
-                parameter.data = (parameter.data / length).float()
+                parameter.data = to_the_sphere(parameter.data, embedding_axis(name), config.model)
+                if optim.angle_cap and not name.startswith("embed"):
+                    axis = embedding_axis(name)
+                    parameter.data = capped(before[name], parameter.data, axis, optim.angle_cap)
     record.final = {n: p.detach() for n, p in named.items()}
     return record
 

@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from itertools import product, starmap
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from megatron_ngpt.estimate.activations import part_kept
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.model.ngpt import Part
+from megatron_ngpt.model.spec import parameter_table
 from megatron_ngpt.ops.attention import sdpa_attention
 from megatron_ngpt.parallel.apply import build_parts, table_parameters
 from megatron_ngpt.parallel.context import shared_inputs
@@ -26,10 +28,11 @@ TOLERANCE = 0.03  # per-vector terms and a few scalars per token; they shrink wi
 
 
 def _config(
-    architecture: str, dtype: str, recompute: bool, tp: int = 1, rows: int = 2, mlp: str = "swiglu"
+    architecture: str, dtype: str, recompute: bool, tp: int = 1, rows: int = 2, **model: Any
 ) -> Config:
+    model = {"maps": 0, "map_dim": 0, "head_norm_eps": 0.0, **model}
     return Config(
-        model=replace(MODEL, architecture=architecture, mlp=mlp),
+        model=replace(MODEL, architecture=architecture, **model),
         parallel=ParallelConfig(tp=tp),
         data=DataConfig(seq_len=40),
         train=TrainConfig(dtype=dtype, micro_batch=rows, recompute=recompute),
@@ -40,9 +43,10 @@ def _kept(mesh: Mesh, config: Config, part: Part) -> tuple[int, int]:
     """Bytes measured and estimated, in one rank's part of the model."""
     mesh = Mesh.build(Degrees.of(config.parallel, mesh.degrees.dp), CPU)
     built = build_parts(config, mesh, [part], DTYPES[config.train.dtype], sdpa_attention)
+    table = parameter_table(config.model)
     for name, parameter in table_parameters(built):
         torch.nn.init.normal_(parameter.data, std=0.02)
-        if config.train.dtype == "bf16" and not name.endswith("value"):
+        if config.train.dtype == "bf16" and not table[name].keeps_fp32:
             parameter.data = parameter.data.bfloat16()
     rows, length = config.train.micro_batch, config.data.seq_len
     tokens = torch.randint(config.model.vocab_size, (rows, length))
@@ -67,6 +71,12 @@ def test_as_autograd_saves_them(tp):
         _config(architecture, dtype, False, tp, mlp="relu2")
         for architecture in ("ngpt", "gpt")
         for dtype in ("fp32", "bf16")
+    ]
+    configs += [
+        _config(architecture, dtype, False, tp, attention=kind, kv_heads=kv_heads)
+        for architecture in ("ngpt", "gpt")
+        for dtype in ("fp32", "bf16")
+        for kind, kv_heads in (("differential", 2), ("ensemble", 2), ("ensemble", 4))
     ]
     for config, (kept, estimate) in zip(configs, run(tp, _kept_each, configs)[0], strict=True):
         assert estimate == pytest.approx(kept, rel=TOLERANCE), config

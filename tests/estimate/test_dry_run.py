@@ -19,7 +19,7 @@ SMALL = Config(
 )
 
 
-@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.yaml")), ids=lambda path: path.stem)
 def test_examples(path):
     """On as many ranks as they are made for."""
     made_for = {"ngpt_8b": 512, "debug_cpu": 2, "debug_cpu_tp2_pp2": 8, "quickstart": 2}

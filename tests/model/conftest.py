@@ -1,11 +1,12 @@
 """Small models of every kind."""
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 import torch
 
-from megatron_ngpt.config import ModelConfig
+from megatron_ngpt.config import ModelConfig, ScaleConfig
 from megatron_ngpt.model.initial import initialise
 from megatron_ngpt.model.ngpt import NGPT
 from megatron_ngpt.model.spec import parameter_table
@@ -27,6 +28,25 @@ KINDS = {
         architecture="gpt", width=24, layers=2, heads=4, vocab_size=19, mlp="relu2"
     ),
 }  # fmt: skip
+for _name in ("ngpt", "gpt grouped"):
+    KINDS[f"{_name} differential"] = replace(
+        KINDS[_name], attention="differential", maps=0, map_dim=4, head_dim=8
+    )
+KINDS["ngpt grouped ensemble"] = replace(
+    KINDS["ngpt grouped"], attention="ensemble", maps=0, map_dim=4
+)
+KINDS["gpt ensemble"] = replace(
+    KINDS["gpt"], attention="ensemble", maps=4, map_dim=2, head_norm_eps=1e-3
+)
+KINDS["ngpt options"] = replace(
+    KINDS["ngpt grouped"],
+    tied_embedding=True,
+    value_residual=True,
+    alpha_mlp=ScaleConfig(init=0.05, shared=True),
+    s_uv=ScaleConfig(shared=True, init=(1.0, 2.0)),
+    s_z=ScaleConfig(init=3.0),
+    rope_frequencies=(1.0, 0.5, 0.2, 0.1, 0.01),
+)
 
 
 @pytest.fixture(params=KINDS)

@@ -92,6 +92,10 @@ def test_whole_model_starts_on_the_sphere(config):
         if spec.norm_dim is not None:
             norms = parameter.double().norm(dim=spec.norm_dim)
             assert (norms - 1).abs().max() <= 2e-7, name
+        elif spec.values:
+            assert parameter.tolist() == pytest.approx(spec.values)
+        elif spec.std and parameter.numel() < 100:  # too few for their deviation to be told
+            assert 0 < parameter.abs().max() < 5 * spec.std, name
         elif spec.std:
             assert parameter.std().item() == pytest.approx(spec.std, rel=0.2), name
         else:

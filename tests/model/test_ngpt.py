@@ -29,7 +29,8 @@ def test_decoding_with_a_cache_equals_the_full_forward(config, build, chunks):
         positions = torch.arange(at, at + size)
         parts.append(model(TOKENS[:, at : at + size], positions=positions, caches=caches))
         at += size
-    assert caches[0].keys.shape == (2, 9, config.kv_heads, config.head_dim)
+    assert caches[0].keys.shape == (2, 9, config.kv_heads * config.maps, config.map_dim)
+    assert caches[0].values.shape == (2, 9, config.kv_heads, config.head_dim)
     # same sums in another order, logits of order 1
     assert torch.allclose(torch.cat(parts, 1), model(TOKENS), atol=5e-6)
 
@@ -76,20 +77,20 @@ def test_logits_of_ngpt_are_cosines_times_s_z(build, ngpt_config):
 
 
 def test_queries_and_keys_meet_as_cosines_times_squared_s_qk(build, ngpt_config):
-    """Attention logits are sqrt(H) s_qk^2 cos; the keys that are stored have length 1."""
-    model, seen = build(ngpt_config), {}
+    """Attention logits are sqrt(J) s_qk^2 cos; the keys that are stored have length 1."""
+    model, seen, J = build(ngpt_config), {}, ngpt_config.map_dim
 
     def attend(q, k, v, scale, documents):
-        seen.update(q=q, k=k, scale=scale)
+        seen.update(q=q[..., :J], k=k, scale=scale)
         return v[:, :, :1].expand_as(q)
 
     attention = model.blocks["0"].attention
     attention.attend = attend
     model(TOKENS)
-    assert seen["scale"] == ngpt_config.head_dim**0.5
+    assert seen["scale"] == J**0.5
     assert torch.allclose(seen["k"].norm(dim=-1), torch.ones(()), atol=1e-6)
-    s_NH = attention.s_qk().view(ngpt_config.heads, ngpt_config.head_dim)
-    assert torch.allclose((seen["q"] / s_NH**2).norm(dim=-1), torch.ones(()), atol=1e-6)
+    s_NJ = attention.s_qk().view(ngpt_config.heads * ngpt_config.maps, J)
+    assert torch.allclose((seen["q"] / s_NJ**2).norm(dim=-1), torch.ones(()), atol=1e-6)
 
 
 def test_every_parameter_has_a_gradient(config, build):

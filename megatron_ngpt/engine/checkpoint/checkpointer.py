@@ -209,7 +209,8 @@ def _check_model(config: Config, checkpoint: Path) -> None:
     The rotary embedding may differ: that is how a model goes on with longer sequences.
     """
     theirs = yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8"))["model"]
-    for name, value in config.to_dict()["model"].items():
+    ours = json.loads(json.dumps(config.to_dict()["model"]))  # YAML has lists for tuples
+    for name, value in ours.items():
         if theirs.get(name, value) != value and name not in STRETCHES:
             raise ValueError(
                 f"model.{name} = {value}, but {checkpoint} was trained with {theirs[name]}: "
