@@ -80,6 +80,9 @@ class Speed(NamedTuple):
 
 def measure(text: Path, model: Path, folder: Path, options: argparse.Namespace) -> dict[str, Speed]:
     """Speed of each contestant."""
+    # Imported before the processes fork: a job pays for it once, and this text is small.
+    for module in ("gigatoken", "awkward", "tokenizers"):
+        require(module, "preprocess", "this benchmark")
     ours = partial(_ours, text, model, folder, options.workers)
     slow: dict[str, Callable[[], None]] = {
         "sentencepiece, 1 process": partial(_sentencepiece, text, model, 1),
