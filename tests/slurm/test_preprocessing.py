@@ -51,7 +51,6 @@ def _kill_one(prefix: Path) -> bool:
     return False
 
 
-@pytest.mark.slow
 @pytest.mark.skipif(not find_spec("mpi4py"), reason="needs mpi4py")
 @pytest.mark.parametrize(
     "mpi",
