@@ -78,8 +78,19 @@ def effective(column: nn.Linear, factor: float) -> Tensor:
     return vector.float() * factor
 
 
+def rotary_parameters(config: NGPTConfig) -> tuple[Tensor, float]:
+    """Frequencies, and the factor on queries and keys that some scaled variants ask for."""
+    plain = NGPTRotaryEmbedding.compute_default_rope_parameters
+    fill = ROPE_INIT_FUNCTIONS.get(config.rope_parameters["rope_type"], plain)
+    found: tuple[Tensor, float] = fill(config)
+    return found
+
+
 class NGPTRotaryEmbedding(nn.Module):
-    """Cosine and sine of every position's angles; scaled variants are transformers' own."""
+    """Cosine and sine of every position's angles; scaled variants are transformers' own.
+
+    A factor on queries and keys would be normalised away: attention applies its square to logits.
+    """
 
     inv_freq: Tensor
     original_inv_freq: Tensor
@@ -89,8 +100,7 @@ class NGPTRotaryEmbedding(nn.Module):
         self.config = config
         self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
         self.rope_type = config.rope_parameters["rope_type"]
-        fill = ROPE_INIT_FUNCTIONS.get(self.rope_type, self.compute_default_rope_parameters)
-        inv_freq, self.attention_scaling = fill(config)
+        inv_freq, self.attention_scaling = rotary_parameters(config)
         self.register_buffer("inv_freq", inv_freq, persistent=False)
         self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
 
@@ -109,7 +119,7 @@ class NGPTRotaryEmbedding(nn.Module):
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
         """Positions [B, T] -> cosines and sines [B, T, R / 2], fp32."""
         angles = position_ids[..., None].float() * self.inv_freq.float().to(x.device)
-        return angles.cos() * self.attention_scaling, angles.sin() * self.attention_scaling
+        return angles.cos(), angles.sin()
 
 
 def eager_attention(
@@ -142,7 +152,8 @@ class NGPTAttention(nn.Module):
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         self.config, self.layer_idx, self.head_dim = config, layer_idx, H
         self.num_key_value_groups = heads // kv_heads
-        self.scaling = H**0.5  # of unit vectors, whose products are of order 1 / sqrt(H)
+        # of unit vectors, whose products are of order 1 / sqrt(H)
+        self.scaling = H**0.5 * rotary_parameters(config)[1] ** 2
         self.attention_dropout, self.is_causal = config.attention_dropout, True
         self.q_proj = nn.Linear(D, heads * H, bias=bias)
         self.k_proj = nn.Linear(D, kv_heads * H, bias=bias)

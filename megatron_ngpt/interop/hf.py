@@ -9,6 +9,7 @@ change of a bit.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -57,7 +58,9 @@ _SCALES = {
     "sz": "s_z",
 }
 _OTHERS = ("architecture", "mlp", "mlp_eps", "rope_theta", "rope_style", "rotary_fraction")
-_IRRELEVANT = ("norm_eps", "map_dim", "head_norm_eps")  # of gpt, or of attention that is refused
+_ROPE = ("rope_scaling", "rope_factor", "rope_original")
+# of gpt, of attention that is refused, of training alone
+_IRRELEVANT = ("norm_eps", "map_dim", "head_norm_eps", "logit_preconditioning")
 
 
 def our_name(theirs: str) -> str:
@@ -111,10 +114,44 @@ def model_config(published: Mapping[str, Any]) -> ModelConfig:
         **fields,
         mlp="swiglu" if published.get("mlp_gated") else "relu2",
         mlp_eps=published.get("mlp_norm_eps", _PORT_MLP_EPS),
-        rope_theta=float(rope["rope_theta"]),
+        **_rope(rope),
         rope_style="interleaved" if published.get("rope_interleaved") else "half",
-        rotary_fraction=float(rope.get("partial_rotary_factor", 1.0)),
     )
+
+
+def _rope(rope: Mapping[str, Any]) -> dict[str, Any]:
+    """Our fields of the rotary embedding."""
+    found: dict[str, Any] = {
+        "rope_theta": float(rope["rope_theta"]),
+        "rotary_fraction": float(rope.get("partial_rotary_factor", 1.0)),
+    }
+    kind = rope.get("rope_type", "default")
+    if kind != "default":
+        found |= {"rope_scaling": kind, "rope_factor": float(rope["factor"])}
+    if kind == "yarn":
+        found["rope_original"] = rope["original_max_position_embeddings"]
+    return found
+
+
+def _their_rope(model: ModelConfig) -> dict[str, Any]:
+    """``rope_parameters``. Theirs has no ntk: it is a larger theta, written as such."""
+    rope: dict[str, Any] = {"rope_type": "default", "rope_theta": model.rope_theta}
+    if model.rotary_fraction != 1:
+        rope["partial_rotary_factor"] = model.rotary_fraction
+    if model.rope_scaling == "ntk":
+        size = model.rotary_dim
+        rope["rope_theta"] *= model.rope_factor ** (size / max(1, size - 2))
+    elif model.rope_scaling != "none":
+        rope |= {"rope_type": model.rope_scaling, "factor": model.rope_factor}
+    if model.rope_scaling == "yarn":
+        rope["original_max_position_embeddings"] = model.rope_original
+        rope["attention_factor"] = _yarn_attention(model.rope_factor)
+    return rope
+
+
+def _yarn_attention(factor: float) -> float:
+    """Root of the factor of attention's logits (arXiv 2309.00071, eq. 22)."""
+    return 0.1 * math.log(factor) + 1
 
 
 def _scale(published: Mapping[str, Any], name: str) -> ScaleConfig:
@@ -126,8 +163,9 @@ def _scale(published: Mapping[str, Any], name: str) -> ScaleConfig:
 
 
 _KNOWN: dict[str, tuple[Any, ...]] = {
-    "rope_type": ("default",),
+    "rope_type": ("default", "linear", "yarn"),
     "hidden_act, mlp_gated": (("silu", True), ("relu2", False)),
+    "yarn's beta_fast, beta_slow": ((32, 1),),
 }
 """What a ``config.json`` may say; of everything else :func:`_check_published` looks at, nothing."""
 
@@ -140,6 +178,10 @@ def _check_published(published: Mapping[str, Any]) -> None:
     found["hidden_act, mlp_gated"] = (
         published.get("hidden_act", "relu2"), published.get("mlp_gated", False)
     )  # fmt: skip
+    found["yarn's beta_fast, beta_slow"] = (rope.get("beta_fast", 32), rope.get("beta_slow", 1))
+    if found["rope_type"] == "yarn":
+        usual = _yarn_attention(rope["factor"])
+        found["yarn's attention_factor"] = abs(rope.get("attention_factor", 1.0) - usual) > 1e-6
     for name, value in found.items():
         if value not in _KNOWN.get(name, (False,)):
             raise ValueError(f"config.json has {name} = {value}, which this project's nGPT has not")
@@ -159,14 +201,11 @@ def published_config(model: ModelConfig) -> dict[str, Any]:
         scale: ScaleConfig = getattr(model, ours)
         found[f"{theirs}_init_value"] = scale.init
         found[f"{theirs}_init_scaling"] = scale.scale
-    rope = {"rope_type": "default", "rope_theta": model.rope_theta}
-    if model.rotary_fraction != 1:
-        rope["partial_rotary_factor"] = model.rotary_fraction
     return found | {
         "hidden_act": "silu" if model.is_gated else "relu2",
         "mlp_gated": model.is_gated,
         "mlp_norm_eps": model.mlp_eps,
-        "rope_parameters": rope,
+        "rope_parameters": _their_rope(model),
         "rope_interleaved": model.rope_style == "interleaved",
     }
 
@@ -175,11 +214,16 @@ def _not_exported(model: ModelConfig) -> Iterator[str]:
     """Settings with another value than the only one that the Hugging Face model knows."""
     if not model.is_ngpt:
         yield f"model.architecture = {model.architecture}: only ngpt has a Hugging Face model here"
-    known = {*_SIZES.values(), *_SCALES.values(), *_OTHERS, *_IRRELEVANT}
+    known = {*_SIZES.values(), *_SCALES.values(), *_OTHERS, *_ROPE, *_IRRELEVANT}
     usual = ModelConfig()
     for name in _SCALES.values():
         scale: ScaleConfig = getattr(model, name)
-        if scale.shared or not scale.learned or isinstance(scale.init, tuple):
+        if (
+            scale.shared
+            or not scale.learned
+            or isinstance(scale.init, tuple)
+            or isinstance(scale.scale, tuple)
+        ):
             yield f"model.{name} is shared, fixed or has an init for each layer: export knows one"
     for field in dataclasses.fields(model):
         value = getattr(model, field.name)

@@ -24,6 +24,10 @@ KINDS = {
         rope_theta=500.0, rotary_fraction=0.4, alpha_mlp=ScaleConfig(init=0.2, scale=0.3),
         s_qk=ScaleConfig(init=1.3), s_uv=ScaleConfig(init=0.8, scale=0.7), init_std=0.1,
     ),
+    "stretched": ModelConfig(
+        width=24, layers=2, heads=2, ffn_width=40, vocab_size=330, rope_scaling="yarn",
+        rope_factor=4.0, rope_original=8,
+    ),
     "as ported": ModelConfig(
         width=24, layers=2, heads=4, kv_heads=1, head_dim=8, vocab_size=330, ffn_width=40,
         mlp="relu2", mlp_eps=1e-6, rope_style="half", rope_theta=1e6, s_z=ScaleConfig(init=3.0),

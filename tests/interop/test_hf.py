@@ -8,6 +8,7 @@ import torch
 from megatron_ngpt.config import ModelConfig, ScaleConfig
 from megatron_ngpt.interop import hf
 from megatron_ngpt.model.spec import parameter_table
+from megatron_ngpt.ops.rope import Scaling, rotary_table
 from tests.hf.conftest import KINDS
 
 
@@ -39,6 +40,16 @@ def test_configurations_come_back_as_they_were(kind):
     assert hf.model_config(hf.published_config(KINDS[kind])) == KINDS[kind]
 
 
+def test_scaled_rotary_embedding():
+    linear = replace(KINDS["default"], rope_scaling="linear", rope_factor=2.0)
+    assert hf.model_config(hf.published_config(linear)) == linear
+    ntk = replace(KINDS["default"], rope_scaling="ntk", rope_factor=2.0)
+    found = hf.model_config(hf.published_config(ntk))
+    positions = torch.arange(50)
+    expected = rotary_table(positions, 6, ntk.rope_theta, Scaling("ntk", 2.0))
+    torch.testing.assert_close(rotary_table(positions, 6, found.rope_theta), expected)
+
+
 def test_a_configuration_of_the_port_itself():
     """Without what this project adds, its rotary fields beside the others."""
     published = hf.published_config(KINDS["as ported"])
@@ -61,7 +72,11 @@ def test_a_configuration_of_the_port_itself():
         ({"hidden_act": "silu", "mlp_gated": False}, "mlp_gated"),
         ({"attention_bias": True}, "attention_bias = True"),
         ({"tie_word_embeddings": True}, "tie_word_embeddings = True"),
-        ({"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rope_type = yarn"),
+        ({"rope_parameters": {"rope_type": "llama3", "rope_theta": 1.0}}, "rope_type = llama3"),
+        (
+            {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0, "factor": 2.0}},
+            "attention_factor",
+        ),
     ],
 )
 def test_a_configuration_of_what_we_lack_is_refused(change, words):
