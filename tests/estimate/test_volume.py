@@ -83,7 +83,6 @@ def test_tensor_and_pipeline_parallel():
             assert formula == pytest.approx(counted, rel=left_out, abs=LEFT_OUT), config
 
 
-@pytest.mark.slow
 def test_tensor_parallel_in_pieces():
     config = _config(tp=2)
     pieces = {"recompute_parts": ("attention",), "mlp_tile": 3, "loss_chunk": 6}
