@@ -83,7 +83,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "eps": 1e-5,
         "angle_cap": 0.02,
     },
-    "nugpt": {"model": replace(MODEL, parametrisation="nugpt", reference_width=16)},
+    # scales stored at 0.03: a step of 0.01 would move them by a third
+    "nugpt": {"model": replace(MODEL, parametrisation="nugpt", reference_width=16), "lr": 0.003},
     "97 ids": {"model": replace(MODEL, vocab_size=97)},
     # a large epsilon makes Adam's update depend on the gradient's length
     "clipped": {"grad_clip": 0.02, "eps": 1e-3},
