@@ -16,10 +16,10 @@ import traceback
 from contextlib import redirect_stderr
 from pathlib import Path
 
-from megatron_ngpt.config import Config, fit_micro_batch, parse_config, seconds_of
+from megatron_ngpt.config import Config, fit_micro_batch, parse_config, phases, seconds_of
 from megatron_ngpt.data.corpus import open_corpora
 from megatron_ngpt.data.documents import with_eod
-from megatron_ngpt.engine.checkpoint.checkpointer import SaveFailed
+from megatron_ngpt.engine.checkpoint.checkpointer import SaveFailed, newest_step
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.estimate.dry_run import dry_run, dry_run_options
 from megatron_ngpt.estimate.table import degrees_table, device_notes
@@ -75,15 +75,25 @@ def pretrain(config: Config, launch: Launch, watch: Watch) -> None:
     config = with_eod(config)
     degrees = Degrees.of(config.parallel, launch.world_size)
     config = fit_micro_batch(config, degrees.dp)
-    check_topology(config, degrees)
+    for phase in phases(config):
+        check_topology(phase.config, degrees)
     stages, valid = open_corpora(config.data)
     device = pick_device(config.engine.device, launch.local_rank)
     if launch.rank == 0:
-        notes = list(device_notes(config, degrees, device))
-        print(degrees_table(config, degrees, notes), flush=True)
+        for phase in phases(config):
+            notes = list(device_notes(phase.config, degrees, device))
+            print(phase.heading + degrees_table(phase.config, degrees, notes), flush=True)
     start(launch, device)
-    engine = Engine(config, Mesh.build(degrees, device))
-    train(config, engine, stages, valid, watch)
+    mesh = Mesh.build(degrees, device)
+    done = newest_step(Path(config.checkpoint_dir), device)
+    for phase in phases(config):
+        if phase.end <= done < config.train.steps:
+            continue
+        engine = Engine(phase.config, mesh)
+        train(config, engine, stages, valid, watch, phase)
+        engine.close()
+        if watch.reason or watch.step < phase.end:
+            break
     if launch.rank == 0 and watch.reason:
         print(f"ends after step {watch.step}: {watch.reason}, saved", flush=True)
 

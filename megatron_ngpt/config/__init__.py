@@ -12,6 +12,7 @@ from megatron_ngpt.config.data import (
 )
 from megatron_ngpt.config.duration import seconds_of
 from megatron_ngpt.config.model import ModelConfig, ScaleConfig
+from megatron_ngpt.config.phases import Phase, phases
 from megatron_ngpt.config.run import (
     CheckpointConfig,
     EngineConfig,
@@ -35,6 +36,7 @@ __all__ = [
     "ModelConfig",
     "OptimConfig",
     "ParallelConfig",
+    "Phase",
     "ScaleConfig",
     "StageConfig",
     "TrainConfig",
@@ -45,6 +47,7 @@ __all__ = [
     "fit_micro_batch",
     "load_config",
     "parse_config",
+    "phases",
     "save_config",
     "seconds_of",
 ]

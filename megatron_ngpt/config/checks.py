@@ -10,6 +10,7 @@ from megatron_ngpt.config.data_checks import data_problems
 from megatron_ngpt.config.deepspeed import deepspeed_config
 from megatron_ngpt.config.duration import seconds_of
 from megatron_ngpt.config.model_checks import model_problems
+from megatron_ngpt.config.phases import phase_problems, phases
 from megatron_ngpt.config.tree import Config
 
 
@@ -20,8 +21,17 @@ def check(config: Config) -> None:
         *model_problems(config.model), *_optim(config), *_engine(config), *_parallel(config),
         *_run(config), *data_problems(config.data),
     ]  # fmt: skip
+    problems = problems or list(_later(config))
     if problems:
         raise ValueError("impossible configuration:\n" + "\n".join(f"  - {p}" for p in problems))
+
+
+def _later(config: Config) -> Iterator[str]:
+    """What is impossible once the length of sequences changes."""
+    yield from phase_problems(config)
+    for phase in phases(config)[1:]:
+        for problem in (*_parallel(phase.config), *_run(phase.config)):
+            yield f"from {phase.setting} on, {problem}"
 
 
 def check_batch(config: Config, dp: int) -> None:

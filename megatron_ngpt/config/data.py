@@ -33,13 +33,19 @@ Blend = tuple[CorpusConfig, ...] | str
 
 @dataclass(frozen=True, kw_only=True)
 class StageConfig:
-    """A blend that takes over in the course of a run."""
+    """A blend, or a length of sequences, that takes over in the course of a run."""
 
     tokens: int
     """Tokens of the whole run after which the stage begins."""
 
-    train: Blend
-    """Its blend; corpora of earlier stages go on where they were left."""
+    train: Blend = ""
+    """Its blend; corpora of earlier stages go on where they were left. Empty keeps the last one."""
+
+    seq_len: int = 0
+    """Tokens per sequence from then on; 0 keeps the length. Needs data.shuffle_unit."""
+
+    global_batch: int = 0
+    """Sequences per step from then on; 0 keeps the tokens of a step."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +62,8 @@ class DataConfig:
     """Share of the training documents held back for validation when valid is empty."""
 
     stages: tuple[StageConfig, ...] = ()
-    """Later blends, as a list of {tokens, train}: each replaces train after so many tokens."""
+    """What changes later, as a list of {tokens, train, seq_len, global_batch}: each takes over
+    after so many tokens."""
 
     cache_dir: str = ""
     """Folder on a local disk for copies of corpora whose prefix is a URL (s3://..., gs://...)."""
@@ -91,5 +98,7 @@ def corpora_of(blend: Blend) -> tuple[CorpusConfig, ...]:
 
 def blends_of(data: DataConfig) -> dict[str, tuple[CorpusConfig, ...]]:
     """The training blends of a run in order, by the setting that holds them."""
-    later = {f"data.stages[{i}].train": stage.train for i, stage in enumerate(data.stages)}
+    later = {
+        f"data.stages[{i}].train": stage.train for i, stage in enumerate(data.stages) if stage.train
+    }
     return {name: corpora_of(blend) for name, blend in {"data.train": data.train, **later}.items()}

@@ -70,10 +70,13 @@ def _stages(data: DataConfig) -> Iterator[str]:
         if stage.tokens <= before:
             yield (
                 f"data.stages[{i}].tokens = {stage.tokens}: must be above {before}, where the "
-                "blend before it begins"
+                "one before it begins"
             )
-        if not stage.train:
-            yield f"data.stages[{i}].train is empty: name its corpora"
+        if not (stage.train or stage.seq_len or stage.global_batch):
+            yield f"data.stages[{i}] changes nothing: give it train, seq_len or global_batch"
+        for name in ("seq_len", "global_batch"):
+            if getattr(stage, name) < 0:
+                yield f"data.stages[{i}].{name} = {getattr(stage, name)}: 0 keeps it"
         before = stage.tokens
 
 

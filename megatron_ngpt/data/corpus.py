@@ -72,7 +72,7 @@ def open_corpora(data: DataConfig) -> tuple[tuple[Stage, ...], tuple[Share, ...]
     parts: dict[str, tuple[TokenRange, TokenRange | None]] = {}
     held_back: dict[str, Share] = {}
     stages = []
-    starts = [0, *(stage.tokens for stage in data.stages)]
+    starts = [0, *(stage.tokens for stage in data.stages if stage.train)]
     for first, (setting, corpora) in zip(starts, blends_of(data).items(), strict=True):
         shares, total = [], sum(corpus.weight for corpus in corpora)
         for corpus in corpora:

@@ -132,6 +132,10 @@ class Engine:
         torch._foreach_mul_(gradients, torch.clamp(limit / (norm + 1e-6), max=1.0))
         return norm
 
+    def close(self) -> None:
+        """Take DeepSpeed's hooks away, so that the memory can be had for another engine."""
+        self.deepspeed.destroy()
+
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, targets: Tensor) -> float:
         """Mean loss over the global batch, of which this is one rank's share; collective."""

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megatron_ngpt.config import Config
+from megatron_ngpt.config import Config, phases
 from megatron_ngpt.estimate.state import RankState
 from megatron_ngpt.estimate.table import degrees_table
 from megatron_ngpt.mesh.degrees import Degrees
@@ -64,9 +64,12 @@ def dry_run(config: Config, world_size: int) -> str:
     """
     parallel = config.parallel
     degrees = Degrees.of(parallel, world_size or parallel.tp * parallel.pp * parallel.cp)
-    check_topology(config, degrees)
-    build_first_and_last(config, degrees)
-    return degrees_table(config, degrees)
+    told = []
+    for phase in phases(config):
+        check_topology(phase.config, degrees)
+        build_first_and_last(phase.config, degrees)
+        told.append(phase.heading + degrees_table(phase.config, degrees))
+    return "\n".join(told)
 
 
 def build_first_and_last(config: Config, degrees: Degrees) -> None:

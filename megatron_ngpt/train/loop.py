@@ -9,10 +9,11 @@ from dataclasses import replace
 
 from torch import Tensor
 
-from megatron_ngpt.config import Config
+from megatron_ngpt.config import Config, Phase, phases
 from megatron_ngpt.data.corpus import Share, Stage
 from megatron_ngpt.data.loader import Batch, Loader, eval_batches, train_loader
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
+from megatron_ngpt.engine.checkpoint.durable import DamagedCheckpoint
 from megatron_ngpt.engine.checkpoint.folder import Progress
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.engine.schedule import learning_rate
@@ -27,23 +28,32 @@ def train(
     stages: Sequence[Stage],
     valid: Sequence[Share],
     watch: Watch | None = None,
+    phase: Phase | None = None,
 ) -> Progress:
     """Train from the newest checkpoint, or from the start, to train.steps or train.stop_at.
 
-    Ends earlier, saved, when ``watch`` says so.
+    Ends earlier, saved, when ``watch`` says so, and at the end of ``phase``, whose configuration
+    the engine has; the run's own goes into its files.
 
     Raises:
         FloatingPointError: the loss or the gradient is no longer finite.
         ReplicasDiffer: ranks that must hold the same parameter do not.
         ValueError: a corpus reaches its limit of epochs before the end.
     """
-    watch = watch or Watch()
+    watch, phase = watch or Watch(), phase or phases(config)[-1]
+    now = phase.config
     checkpointer = Checkpointer(config, engine)
     progress = checkpointer.resume()
+    if progress.step < phase.first_step:
+        raise DamagedCheckpoint(
+            f"the newest checkpoints were damaged and the run falls back to step {progress.step}, "
+            f"when {phase.setting} was not yet in force: start it again"
+        )
     watch.resumed(progress.step)
-    saved, last = progress.step, config.train.stop_at or config.train.steps
+    goal = config.train.stop_at or config.train.steps
+    saved, last = progress.step, min(goal, phase.end)
     device, record = engine.mesh.device, dict(progress.record)
-    loader = _loader(config, engine, stages, progress)
+    loader = _loader(now, engine, stages, progress)
     log = RunLog(
         config,
         progress.step,
@@ -54,7 +64,7 @@ def train(
     with loader, log:
         while record or (progress.step < last and not watch.ends(progress.step, "step", device)):
             if not record:
-                progress, record = _step(config, engine, loader, progress)
+                progress, record = _step(now, engine, loader, progress)
                 if problem := _not_finite(record):
                     checkpointer.close()  # every rank is here, and the save under way is good
                     raise FloatingPointError(problem)
@@ -63,7 +73,7 @@ def train(
                     record |= check(engine)
             if valid and _due(progress.step, config.eval.every, last):
                 try:
-                    record |= validation(config, engine, valid, watch)
+                    record |= validation(now, engine, valid, watch)
                 except Interrupted:
                     progress = replace(progress, record=record)
                     break
@@ -77,7 +87,8 @@ def train(
     if progress.step > saved:
         checkpointer.save(progress)
     checkpointer.close()
-    watch.ended(progress, last)
+    if last == goal or watch.reason:
+        watch.ended(progress, goal)
     return progress
 
 

@@ -56,7 +56,7 @@ IMPOSSIBLE = {
     '--data.valid [{"prefix":"a","epochs":2}]': ["a has epochs = 2", "leave epochs out"],
     '--data.stages [{"tokens":0,"train":"a"}]': ["data.stages[0].tokens = 0", "above 0"],
     '--data.stages [{"tokens":9,"train":"a"},{"tokens":9,"train":"b"}]': ["stages[1].tokens = 9"],
-    '--data.stages [{"tokens":9,"train":[]}]': ["data.stages[0].train is empty"],
+    '--data.stages [{"tokens":9,"train":[]}]': ["data.stages[0] changes nothing"],
     "--data.seq_len 0": ["data.seq_len = 0", "at least 1"],
     "--model.rope_scaling yarn --model.rope_factor 4": ["model.rope_original = 0", "data.seq_len"],
     "--model.rope_factor 4": ["model.rope_factor = 4", "set both"],

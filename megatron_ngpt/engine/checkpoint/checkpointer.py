@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 
+import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import yaml
@@ -26,6 +27,7 @@ from megatron_ngpt.engine.checkpoint.folder import (
     publish,
     read_progress,
     set_aside,
+    step_of,
 )
 from megatron_ngpt.engine.checkpoint.index import check_files, read_index
 from megatron_ngpt.engine.checkpoint.planner import Boxes, BoxLoadPlanner, BoxSavePlanner
@@ -46,6 +48,14 @@ STRETCHES = ("rope_theta", "rope_scaling", "rope_factor", "rope_original")
 
 class SaveFailed(Exception):
     """A checkpoint could not be written; the message says on which rank and why."""
+
+
+def newest_step(folder: Path, device: torch.device) -> int:
+    """Step of the newest checkpoint in a folder as rank 0 sees it, 0 without one; collective."""
+    found = checkpoints(folder) if dist.get_rank() == 0 else []
+    step = torch.tensor(step_of(found[0]) if found else 0, device=device)
+    dist.broadcast(step, 0)
+    return int(step)
 
 
 class Checkpointer:

@@ -41,7 +41,12 @@ class Progress:
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints in a folder, newest first."""
     found = [p for p in folder.glob(f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdigit()]
-    return sorted(found, key=lambda path: int(path.name.removeprefix(_PREFIX)), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(checkpoint: Path) -> int:
+    """Step that a checkpoint's name tells."""
+    return int(checkpoint.name.removeprefix(_PREFIX))
 
 
 def find_checkpoint(place: Path) -> Path:
