@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
 import pytest
 
 from megatron_ngpt.train.attempts import Attempt, read_attempts
@@ -129,11 +130,20 @@ class Run:
             return facts["JobState"] in states and int(facts["Restarts"]) == restarts
 
         wait_for(lambda: now("PENDING") or self.ended(), 120, f"restart {restarts}\n{self}")
-        time.sleep(2)  # a job that starts in the second in which it ended is refused by its nodes
+        # nodes refuse a job in the second in which it ended, and its first step while the old
+        # attempt's is still being cleaned up; outside of tests it waits two minutes
+        time.sleep(2)
+        wait_for(lambda: not self._stepds(), 60, f"the old attempt's processes\n{self}")
         words = (f"JobId={self.job}", *changes, "StartTime=now")
         self.cluster.command("scontrol", "update", *words)
         wait_for(lambda: now("RUNNING") or self.ended(), 60, f"restart {restarts}\n{self}")
         assert not self.ended(), self
+
+    def _stepds(self) -> list[str]:
+        """SLURM's own processes that look after this job's steps, on all nodes."""
+        processes = psutil.process_iter(["cmdline"])
+        names = (" ".join(process.info["cmdline"] or ()) for process in processes)
+        return [name for name in names if name.startswith(f"slurmstepd: [{self.job}.")]
 
     def end(self) -> str:
         """Wait for the end of the job; its state."""
