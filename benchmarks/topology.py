@@ -6,7 +6,7 @@
 Every topology trains the same global batch with the same total number of threads: one process has
 them all, two ranks share them. Rounds are interleaved, so that drift of the machine hits all alike;
 ratios are taken round by round. Bytes are those that rank 0's collectives work on in one step
-(benchmarks/traffic.py says how they are counted and what the formula is).
+(benchmarks/traffic.py counts them, estimate/volume.py has the formula).
 """
 
 from __future__ import annotations
@@ -24,9 +24,10 @@ from benchmarks.measure import ratio, spread, timed
 from benchmarks.ranks import on_ranks
 from benchmarks.report import facts, table, with_spread, write_json
 from benchmarks.shape import Shape, add_shape_options, chosen_shape
-from benchmarks.traffic import Traffic, expected
+from benchmarks.traffic import Traffic
 from megatron_ngpt.config import Config, ParallelConfig
 from megatron_ngpt.engine.engine import Engine
+from megatron_ngpt.estimate.volume import step_traffic
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.mesh import Mesh
 
@@ -121,7 +122,7 @@ def measure(device: torch.device, argument: Any) -> dict[str, Any]:
     return {
         "seconds": [timed(step, device) for _ in range(steps)],
         "bytes": sum(traffic.bytes.values()),
-        "formula": expected(config, degrees),
+        "formula": sum(part.size for part in step_traffic(config, degrees)),
     }
 
 

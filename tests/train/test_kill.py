@@ -20,7 +20,7 @@ from megatron_ngpt.mesh import launch
 from tests.distributed import SLOW_IMPORTS, run
 from tests.jobs import command, kill_family, metrics, started, stored_state, train_on, words
 
-STEPS, RANKS = 60, 2
+STEPS, RANKS = 320, 2  # more than 24 kills leave time for
 SECTIONS = {"train": {"steps": STEPS}, "checkpoint": {"every": 2, "keep": 2}}
 
 
