@@ -3,6 +3,7 @@
     python -m benchmarks.preprocess
     python -m benchmarks.preprocess --input FILE.jsonl --tokenizer-model FILE.model
     python -m benchmarks.preprocess --megatron ~/Megatron-LM
+    python -m benchmarks.preprocess --fast
 
 Without ``--input`` the text is the Python standard library's sources, one document each, and the
 tokenizer has 4,096 pieces trained on them. "ours" is all of ``tools/preprocess_data.py`` after
@@ -10,17 +11,20 @@ Python has started: load the tokenizer, check and encode every record, write sha
 them to disk. "sentencepiece" parses and encodes line by line and keeps the ids, as a loop or in a
 pool of processes as Megatron-LM does. "tokenizers" is Hugging Face's library with the same pieces,
 batches of 1,000 lines, its own threads. "gigatoken" is its ``encode_files``: no checks, nothing
-written, its own normalisation. Megatron-LM's tool runs from a checkout, with Python's start.
+written, its own normalisation. Megatron-LM's tool runs from a checkout, with Python's start; what
+that checkout needs has to be installed. ``--fast`` measures gigatoken and ours alone.
 
-MB are of the file. The fast ones take turns; figures are medians. MB per CPU second counts the time
-of all threads and processes, and suffers less from a busy machine. Every run has a process of its
-own; memory is what it grows by while it works, of its largest process.
+MB are of the file. The fast ones take turns; figures are medians. The last lines are the speed of
+ours divided by gigatoken's, round by round. MB per CPU second counts the time of all threads and
+processes, and suffers less from a busy machine. Every run has a process of its own; memory is what
+it grows by while it works, of its largest process.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import resource
 import statistics
 import subprocess
@@ -39,6 +43,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from benchmarks.measure import ratio
 from benchmarks.report import facts, table, write_json
 from megatron_ngpt.data.bulk import EncoderName
 from megatron_ngpt.data.indexed import IndexedDataset
@@ -54,32 +59,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         text, model = options.input, options.tokenizer_model
         if text is None:
             text, model = _standard_library(Path(folder), model)
-        speeds = measure(text, model, Path(folder), options)
+        spent = measure(text, model, Path(folder), options)
         tokens = IndexedDataset(f"{folder}/made_text_document").token_count
         size = text.stat().st_size / 1e6
-    results = {**facts(torch.device("cpu")), "text_MB": size, "tokens": tokens}
+    speeds = {name: _median(rounds, size) for name, rounds in spent.items()}
+    quotients = _quotients(spent["gigatoken"], spent["ours"])
+    results = {**facts(torch.device("cpu")), "text_MB": size, "tokens": tokens, **quotients}
     print(json.dumps(results))
-    one = speeds["sentencepiece, 1 process"].wall
-    rows = []
-    for name, speed in speeds.items():
-        numbers = speed.wall, speed.cpu, speed.wall * tokens / size / 1e6, speed.wall / one
-        rows.append([name, *(f"{number:.1f}" for number in numbers), f"{speed.memory:.0f}"])
-    names = ("MB/s", "MB per CPU second", "million tokens/s", "times 1 process", "memory, MB")
-    print(table(["", *names], rows))
+    print(_table(speeds, tokens / size / 1e6))
+    for name, quotient in quotients.items():
+        print(f"{name}: {quotient['median']:.2f} ({quotient['q25']:.2f} to {quotient['q75']:.2f})")
     write_json(options.json, results | {name: speed._asdict() for name, speed in speeds.items()})
     return 0
 
 
-class Speed(NamedTuple):
-    """MB per second, by the clock and of processor time, and MB of memory."""
+class Spent(NamedTuple):
+    """Seconds, by the clock and of processors, or MB per such second; and MB of memory."""
 
     wall: float
     cpu: float
     memory: float
 
 
-def measure(text: Path, model: Path, folder: Path, options: argparse.Namespace) -> dict[str, Speed]:
-    """Speed of each contestant."""
+def measure(
+    text: Path, model: Path, folder: Path, options: argparse.Namespace
+) -> dict[str, list[Spent]]:
+    """What each contestant takes, by round."""
     # Imported before the processes fork: a job pays for it once, and this text is small.
     for module in ("gigatoken", "awkward", "tokenizers"):
         require(module, "preprocess", "this benchmark")
@@ -90,22 +95,45 @@ def measure(text: Path, model: Path, folder: Path, options: argparse.Namespace) 
         "ours, --encoder sentencepiece": partial(ours, "sentencepiece"),
         "tokenizers": partial(_tokenizers, text, model),
     }
+    if options.fast:
+        slow = {}
     if options.megatron:
-        slow["Megatron-LM"] = partial(_megatron, options.megatron, text, model, folder)
+        slow["Megatron-LM, 2 processes"] = partial(_megatron, options.megatron, text, model, folder)
     fast: dict[str, Callable[[], None]] = {
         "gigatoken": partial(_gigatoken, text, model),
         "ours": partial(ours, "auto"),
     }
-    spent: dict[str, list[Speed]] = {name: [] for name in (*slow, *fast)}
+    spent: dict[str, list[Spent]] = {name: [] for name in (*slow, *fast)}
     for name, run in [*slow.items(), *fast.items()] + [*fast.items()] * (options.rounds - 1):
         with ProcessPoolExecutor(1, get_context("fork")) as pool:
             spent[name].append(pool.submit(_spent, run).result())
-    size = text.stat().st_size / 1e6
-    found = {}
-    for name, each in spent.items():
-        wall, cpu, memory = (statistics.median(values) for values in zip(*each, strict=True))
-        found[name] = Speed(size / wall, size / cpu, memory)
-    return found
+    return spent
+
+
+def _median(rounds: Sequence[Spent], size: float) -> Spent:
+    """Speeds of a text of ``size`` MB."""
+    wall, cpu, memory = (statistics.median(values) for values in zip(*rounds, strict=True))
+    return Spent(size / wall, size / cpu, memory)
+
+
+def _quotients(gigatoken: Sequence[Spent], ours: Sequence[Spent]) -> dict[str, dict[str, float]]:
+    return {
+        f"speed of ours / gigatoken, {label}": ratio(
+            [getattr(spent, kind) for spent in gigatoken], [getattr(spent, kind) for spent in ours]
+        )
+        for kind, label in (("wall", "by the clock"), ("cpu", "by CPU time"))
+    }
+
+
+def _table(speeds: dict[str, Spent], tokens_per_byte: float) -> str:
+    one = speeds.get("sentencepiece, 1 process")
+    rows = []
+    for name, speed in speeds.items():
+        times = f"{speed.wall / one.wall:.1f}" if one else ""
+        numbers = (f"{n:.1f}" for n in (speed.wall, speed.cpu, speed.wall * tokens_per_byte))
+        rows.append([name, *numbers, times, f"{speed.memory:.0f}"])
+    names = ("MB/s", "MB per CPU second", "million tokens/s", "times 1 process", "memory, MB")
+    return table(["", *names], rows)
 
 
 def _ours(text: Path, model: Path, folder: Path, workers: int, encoder: EncoderName) -> None:
@@ -114,14 +142,13 @@ def _ours(text: Path, model: Path, folder: Path, workers: int, encoder: EncoderN
     preprocess(job, report=lambda line: None)
 
 
-def _spent(run: Callable[[], None]) -> Speed:
-    """Seconds, not MB per second."""
+def _spent(run: Callable[[], None]) -> Spent:
     wall, cpu = time.perf_counter(), _cpu_seconds()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     run()
     grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
     largest = max(grown, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-    return Speed(time.perf_counter() - wall, _cpu_seconds() - cpu, largest * 1024 / 1e6)
+    return Spent(time.perf_counter() - wall, _cpu_seconds() - cpu, largest * 1024 / 1e6)
 
 
 def _cpu_seconds() -> float:
@@ -146,6 +173,7 @@ def _tokenizers(text: Path, model: Path) -> None:
 
 
 def _megatron(checkout: Path, text: Path, model: Path, folder: Path) -> None:
+    path = [str(checkout), os.environ.get("PYTHONPATH", "")]
     subprocess.run(
         [
             *(sys.executable, str(checkout / "tools/preprocess_data.py"), "--input", str(text)),
@@ -154,6 +182,8 @@ def _megatron(checkout: Path, text: Path, model: Path, folder: Path) -> None:
         ],
         check=True,
         stdout=subprocess.DEVNULL,
+        # Its own megatron.core, not an installed one.
+        env=os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, path))},
     )
 
 
@@ -199,6 +229,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokenizer-model", type=Path, metavar="FILE", help="SentencePiece .model")
     parser.add_argument("--workers", type=int, default=0, help="our threads [one per core]")
     parser.add_argument("--megatron", type=Path, metavar="FOLDER", help="Megatron-LM's checkout")
+    parser.add_argument("--fast", action="store_true", help="gigatoken and ours alone")
     parser.add_argument("--rounds", type=int, default=5, help="of the fast contestants [5]")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the results here, too")
     return parser

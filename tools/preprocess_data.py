@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import signal
 import sys
+from typing import Any
 
 from megatron_ngpt.data.preprocess import PreprocessJob, Summary, preprocess
 from megatron_ngpt.data.preprocess.job import SHARD_MB
@@ -20,6 +21,141 @@ TOKENIZER_TYPES = (
     *("SentencePieceTokenizer", "GPTSentencePieceTokenizer", "Llama2Tokenizer"),
     "HuggingFaceTokenizer",
 )
+
+
+def _unescaped(word: str) -> str:
+    return word.encode().decode("unicode_escape")
+
+
+# Titles, then names and settings of each option in the order that --help shows them.
+OPTIONS: dict[str, list[tuple[str, dict[str, Any]]]] = {
+    "what is read": [
+        (
+            "--input",
+            dict(
+                nargs="+",
+                required=True,
+                metavar="FILE",
+                help="files (also .gz .bz2 .xz .zst), URLs, folders, globs (** for any depth), "
+                "- for stdin",
+            ),
+        ),
+        (
+            "--format",
+            dict(
+                choices=FORMATS,
+                default="jsonl",
+                help="a JSON object a line, plain text, or Parquet, a document a row [%(default)s]",
+            ),
+        ),
+        (
+            "--json-keys --json_keys",
+            dict(
+                nargs="+",
+                default=["text"],
+                metavar="KEY",
+                help="keys or columns that hold text; each gives a pair of its own [text]",
+            ),
+        ),
+        (
+            "--separator",
+            dict(
+                type=_unescaped,
+                default="",
+                metavar="TEXT",
+                help="what stands between documents of plain text, \\n allowed "
+                "[a file is a document]",
+            ),
+        ),
+        (
+            "--on-error",
+            dict(
+                choices=("refuse", "skip"),
+                default="refuse",
+                help="end at a record that cannot be used, or leave it out and count it "
+                "[%(default)s]",
+            ),
+        ),
+    ],
+    "what is written": [
+        (
+            "--output-prefix --output_prefix",
+            dict(required=True, metavar="PREFIX", help="output path up to _<key>_document"),
+        ),
+        (
+            "--tokenizer-model --tokenizer",
+            dict(
+                required=True,
+                metavar="FILE",
+                help="SentencePiece .model file, or a Hugging Face tokenizer.json",
+            ),
+        ),
+        (
+            "--tokenizer-type",
+            dict(
+                choices=TOKENIZER_TYPES,
+                default=TOKENIZER_TYPES[0],
+                help="for Megatron's scripts: the file decides",
+            ),
+        ),
+        (
+            "--append-eod",
+            dict(action="store_true", help="end every document with the tokenizer's </s>"),
+        ),
+    ],
+    "how": [
+        (
+            "--encoder",
+            dict(
+                choices=("auto", "gigatoken", "sentencepiece", "tokenizers"),
+                default="auto",
+                help="auto: gigatoken where it gives sentencepiece's ids, else the tokenizer's own "
+                "[auto]",
+            ),
+        ),
+        (
+            "--workers",
+            dict(
+                type=int,
+                default=0,
+                metavar="N",
+                help="encoding threads of each process [all processes together one per core]",
+            ),
+        ),
+        (
+            "--processes",
+            dict(
+                type=int,
+                default=1,
+                metavar="N",
+                help="processes on this machine, for more cores than one reader feeds, about 8 [1]",
+            ),
+        ),
+        (
+            "--mpi",
+            dict(action="store_true", help="mpirun or srun started the processes of this job"),
+        ),
+        (
+            "--shard-mb",
+            dict(
+                type=float,
+                default=SHARD_MB,
+                metavar="N",
+                help="MB of input that a process does at a time and an interruption can cost "
+                "[%(default)s]",
+            ),
+        ),
+        (
+            "--log-interval",
+            dict(
+                type=int,
+                default=1000,
+                metavar="N",
+                help="documents between progress lines where stderr is no terminal [%(default)s]",
+            ),
+        ),
+    ],
+}
 
 
 def main() -> int:
@@ -63,94 +199,10 @@ def _options() -> argparse.Namespace:
         "done; 1 refused, with a message, and no pair is written; 2 wrong usage; 130 or 143 "
         "interrupted or terminated.",
     )
-    add = parser.add_argument
-    add(
-        "--input",
-        nargs="+",
-        required=True,
-        metavar="FILE",
-        help="files (also .gz .bz2 .xz .zst), URLs, folders, globs (** for any depth), - for stdin",
-    )
-    add(
-        *("--output-prefix", "--output_prefix"),
-        required=True,
-        metavar="PREFIX",
-        help="output path up to _<key>_document",
-    )
-    add(
-        *("--tokenizer-model", "--tokenizer"),
-        required=True,
-        metavar="FILE",
-        help="SentencePiece .model file, or a Hugging Face tokenizer.json",
-    )
-    add(
-        "--tokenizer-type",
-        choices=TOKENIZER_TYPES,
-        default=TOKENIZER_TYPES[0],
-        help="for Megatron's scripts: the file decides",
-    )
-    add("--append-eod", action="store_true", help="end every document with the tokenizer's </s>")
-    add(
-        "--format",
-        choices=FORMATS,
-        default="jsonl",
-        help="a JSON object a line, plain text, or Parquet, a document a row [%(default)s]",
-    )
-    add(
-        *("--json-keys", "--json_keys"),
-        nargs="+",
-        default=["text"],
-        metavar="KEY",
-        help="keys or columns that hold text; each gives a pair of its own [text]",
-    )
-    add(
-        "--separator",
-        type=lambda word: word.encode().decode("unicode_escape"),
-        default="",
-        metavar="TEXT",
-        help="what stands between documents of plain text, \\n allowed [a file is a document]",
-    )
-    add(
-        "--on-error",
-        choices=("refuse", "skip"),
-        default="refuse",
-        help="end at a record that cannot be used, or leave it out and count it [%(default)s]",
-    )
-    add(
-        "--encoder",
-        choices=("auto", "gigatoken", "sentencepiece", "tokenizers"),
-        default="auto",
-        help="auto: gigatoken where it gives sentencepiece's ids, else the tokenizer's own [auto]",
-    )
-    add(
-        "--workers",
-        type=int,
-        default=0,
-        metavar="N",
-        help="encoding threads of each process [all processes together one per core]",
-    )
-    add(
-        "--processes",
-        type=int,
-        default=1,
-        metavar="N",
-        help="processes on this machine, for more cores than one reader feeds, about 8 [1]",
-    )
-    add("--mpi", action="store_true", help="mpirun or srun started the processes of this job")
-    add(
-        "--shard-mb",
-        type=float,
-        default=SHARD_MB,
-        metavar="N",
-        help="MB of input that a process does at a time and an interruption can cost [%(default)s]",
-    )
-    add(
-        "--log-interval",
-        type=int,
-        default=1000,
-        metavar="N",
-        help="documents between progress lines where stderr is no terminal [%(default)s]",
-    )
+    for title, options in OPTIONS.items():
+        group = parser.add_argument_group(title)
+        for names, settings in options:
+            group.add_argument(*names.split(), **settings)
     return parser.parse_args()
 
 

@@ -9,6 +9,7 @@ No text is known on which that differs from sentencepiece, and every run compare
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Sequence
 from itertools import chain
@@ -17,6 +18,7 @@ from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
 
+from megatron_ngpt.data.charsmap import read_rules
 from megatron_ngpt.data.hf_tokenizer import HFTokenizer
 from megatron_ngpt.data.normalize import TextNormalizer
 from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
@@ -205,9 +207,9 @@ def _take_normalizer(
     """Move the normalisation out of the description; only the escaping of spaces stays there."""
     steps = description["normalizer"]["normalizers"]
     description["normalizer"]["normalizers"] = steps[-1:]
-    kinds = {step["type"] for step in steps[:-1]}
-    apply = tokenizer.character_normalizer()
-    rules = apply.decompile() if "Precompiled" in kinds else []
+    kinds = {step["type"]: step for step in steps[:-1]}
+    charsmap = kinds.get("Precompiled", {}).get("precompiled_charsmap", "")
+    rules, apply = read_rules(base64.b64decode(charsmap)), tokenizer.character_normalizer()
     return TextNormalizer(rules, apply.normalize, "Strip" in kinds, "Prepend" in kinds)
 
 

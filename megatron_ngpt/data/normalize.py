@@ -8,9 +8,11 @@ neighbour, and few that a rule rewrites at all: whole-buffer operations do for t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
+
+from megatron_ngpt.data.charsmap import CharacterRules
 
 _ASCII = bytes(range(128))
 _SPACE = ord(" ")
@@ -23,7 +25,7 @@ class TextNormalizer:
     """Normalises UTF-8 text as a SentencePiece model does, except that spaces stay spaces.
 
     Args:
-        rules: (source, replacement) pairs of the model's character rules; empty for identity.
+        rules: the model's character rules; none for identity.
         apply_rules: sentencepiece's own application of these rules to any text.
         trim_spaces: strip spaces and collapse runs of them (``remove_extra_whitespaces``).
         add_prefix: begin with a space (``add_dummy_prefix``).
@@ -34,17 +36,17 @@ class TextNormalizer:
 
     def __init__(
         self,
-        rules: Sequence[tuple[str, str]],
+        rules: CharacterRules,
         apply_rules: Callable[[str], str],
         trim_spaces: bool,
         add_prefix: bool,
     ) -> None:
-        if any("  " in replacement for _, replacement in rules):
+        if rules.writes_spaces:
             raise ValueError("its normalisation writes several spaces in a row")
-        self._has_rules, self._apply_rules = bool(rules), apply_rules
+        self._has_rules, self._apply_rules = bool(rules.single or rules.followers), apply_rules
         self._trim_spaces, self._add_prefix = trim_spaces, add_prefix
-        self._single = {source: text for source, text in rules if len(source) == 1}
-        self._difficult = _difficult(rules, self._single)
+        self._single = rules.single
+        self._difficult = _difficult(rules)
         self._touched = self._difficult | {char for char in self._single if not char.isascii()}
         self._never_plain = any(char.isascii() for char in self._difficult)
         controls = {ord(c): text.encode() for c, text in self._single.items() if c.isascii()}
@@ -72,15 +74,15 @@ class TextNormalizer:
         return text
 
 
-def _difficult(rules: Sequence[tuple[str, str]], single: dict[str, str]) -> set[str]:
+def _difficult(rules: CharacterRules) -> set[str]:
     """Characters without which every match is one character, and no match depends on another."""
-    followers = {char for source, _ in rules for char in source[1:]}
+    single = rules.single
     chained = {source for source, text in single.items() if not single.keys().isdisjoint(text)}
     # The table for ASCII holds one ASCII character each.
     unfit = {
         s for s, text in single.items() if s.isascii() and not (text.isascii() and len(text) < 2)
     }
-    return followers | chained | unfit
+    return rules.followers | chained | unfit
 
 
 def _trim(text: bytes) -> bytes:

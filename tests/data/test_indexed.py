@@ -96,7 +96,8 @@ def test_opening_ten_million_documents_allocates_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("offset", "content", "message"),
     [
-        (0, b"TNTIDX\0\0\0", "magic bytes"),
+        (0, b"MMIDIDY\0\0", "magic bytes"),
+        (0, b"TNTIDX\0\0\1", "legacy one .*--data-impl lazy or cached.*--data-impl mmap"),
         (9, struct.pack("<Q", 2), "expected format version 1, found version 2"),
         (17, b"\x07", r"expected an integer dtype code .*, found code 7"),
         (17, b"\xff", "found code 255"),
@@ -115,6 +116,43 @@ def test_corrupt_index_is_refused(pair, offset, content, message):
         IndexedDataset(pair)
     assert str(pair.with_suffix(".idx")) in str(error.value)
     assert "tools/preprocess_data.py" in str(error.value)
+
+
+# Writers that share the layout and not the order of codes: what each calls the types of ids.
+# Megatron-LM and NeMo: megatron/core/datasets/indexed_dataset.py, DType.
+# Megatron-DeepSpeed: megatron/data/indexed_dataset.py; GPT-NeoX: megatron/data/indexed_dataset.py.
+INTEGERS = ["uint8", "int8", "int16", "int32", "int64"]
+CODES = {
+    "Megatron-LM, NeMo": [*INTEGERS, "float64", "float32", "uint16"],
+    "Megatron-DeepSpeed, GPT-NeoX": [*INTEGERS, "float32", "float64", "uint16"],
+}
+
+
+@pytest.mark.parametrize(("writer", "name"), [(w, name) for w in CODES for name in CODES[w]])
+def test_reads_the_layout_that_other_writers_publish(tmp_path, writer, name):
+    """Written field by field: sizes in tokens, pointers in bytes, documents in sequences."""
+    dtype, sizes, documents = np.dtype(name), [3, 0, 2, 1], [0, 1, 3, 4]
+    tokens = np.arange(1, 7).astype(dtype)
+    pointers = np.concatenate([[0], np.cumsum(sizes)[:-1]]) * dtype.itemsize
+    (tmp_path / "pair.bin").write_bytes(tokens.tobytes())
+    (tmp_path / "pair.idx").write_bytes(
+        b"MMIDIDX\x00\x00"
+        + struct.pack("<Q", 1)
+        + struct.pack("<B", 1 + CODES[writer].index(name))
+        + struct.pack("<Q", len(sizes))
+        + struct.pack("<Q", len(documents))
+        + np.array(sizes, "<i4").tobytes()
+        + pointers.astype("<i8").tobytes()
+        + np.array(documents, "<i8").tobytes()
+    )
+    if dtype.kind == "f":
+        with pytest.raises(ValueError, match=r"an integer dtype code .*, found code [67]"):
+            IndexedDataset(tmp_path / "pair")
+        return
+    dataset = IndexedDataset(tmp_path / "pair")
+    dataset.verify()
+    assert dataset.dtype == dtype
+    assert [dataset.document(i).tolist() for i in range(3)] == [[1, 2, 3], [4, 5], [6]]
 
 
 @pytest.mark.parametrize("size", [0, HEADER_SIZE - 1, HEADER_SIZE, 113, 115])

@@ -1,5 +1,9 @@
+import base64
+import json
+
 import pytest
 
+from megatron_ngpt.data.charsmap import CharacterRules, read_rules
 from megatron_ngpt.data.normalize import TextNormalizer
 
 RULES = {
@@ -13,24 +17,49 @@ RULES = {
 }
 
 
-def normalizer_of(tokenizer, has_rules, trim_spaces=True, add_prefix=True):
-    apply = tokenizer.character_normalizer()
-    rules = apply.decompile() if has_rules else []
-    return TextNormalizer(rules, apply.normalize, trim_spaces, add_prefix)
+def rules_of(tokenizer):
+    loader = pytest.importorskip("gigatoken._load.sentencepiece")
+    steps = json.loads(loader.sentencepiece_to_tokenizer_json(tokenizer.model))["normalizer"]
+    (charsmap,) = [
+        step["precompiled_charsmap"]
+        for step in steps["normalizers"]
+        if step["type"] == "Precompiled"
+    ] or [""]
+    return read_rules(base64.b64decode(charsmap))
+
+
+def normalizer_of(tokenizer, trim_spaces=True, add_prefix=True):
+    apply = tokenizer.character_normalizer().normalize
+    return TextNormalizer(rules_of(tokenizer), apply, trim_spaces, add_prefix)
 
 
 @pytest.fixture(scope="module", params=RULES)
-def pair(request, make_tokenizer, tmp_path_factory):
-    """(ours, sentencepiece's), each str -> str with escaped spaces."""
+def ruled(request, make_tokenizer, tmp_path_factory):
+    """Options and the tokenizer trained with them."""
     options = dict(RULES[request.param])
     if "normalization_rule_tsv" in options:
         path = tmp_path_factory.mktemp("rules") / "rules.tsv"
         path.write_text(options["normalization_rule_tsv"])
         options["normalization_rule_tsv"] = path
-    tokenizer = make_tokenizer(**options)
+    return options, make_tokenizer(**options)
+
+
+def test_rules_are_those_sentencepiece_lists(ruled):
+    options, tokenizer = ruled
+    identity = options.get("normalization_rule_name") == "identity"
+    listed = [] if identity else tokenizer.character_normalizer().decompile()
+    rules = rules_of(tokenizer)
+    assert rules.single == {source: text for source, text in listed if len(source) == 1}
+    assert rules.followers == {char for source, _ in listed for char in source[1:]}
+    assert rules.writes_spaces == any("  " in text for _, text in listed)
+
+
+@pytest.fixture
+def pair(ruled):
+    """(ours, sentencepiece's), each str -> str with escaped spaces."""
+    options, tokenizer = ruled
     ours = normalizer_of(
         tokenizer,
-        request.param != "identity",
         options.get("remove_extra_whitespaces", True),
         options.get("add_dummy_prefix", True),
     )
@@ -48,14 +77,13 @@ def test_normalises_as_sentencepiece_does(pair, odd_texts):
 
 def test_plain_text_does_not_go_through_sentencepiece(make_tokenizer):
     tokenizer = make_tokenizer(normalization_rule_name="nmt_nfkc")
-    rules = tokenizer.character_normalizer().decompile()
     seen = []
 
     def apply_rules(text):
         seen.append(text)
         return text
 
-    normalize = TextNormalizer(rules, apply_rules, True, True)
+    normalize = TextNormalizer(rules_of(tokenizer), apply_rules, True, True)
     assert (
         normalize("a\n\n b \u2026 caf\xe9 \u2014\x07 \u6f22".encode())
         == " a b ... caf\xe9 \u2014 \u6f22".encode()
@@ -67,4 +95,4 @@ def test_plain_text_does_not_go_through_sentencepiece(make_tokenizer):
 
 def test_a_rule_that_writes_two_spaces_is_refused():
     with pytest.raises(ValueError, match="several spaces"):
-        TextNormalizer([("\t", "  ")], str, True, True)
+        TextNormalizer(CharacterRules({"\t": "  "}, set(), True), str, True, True)

@@ -19,10 +19,14 @@ from pathlib import Path
 import numpy as np
 
 MAGIC = b"MMIDIDX\x00\x00"
+LEGACY_MAGIC = b"TNTIDX\x00\x00"
+"""Of ``--data-impl lazy`` and ``cached``, which Megatron-DeepSpeed and GPT-NeoX still write."""
+
 VERSION = 1
 LENGTH = np.dtype("<i4")
 OFFSET = np.dtype("<i8")
-# Codes 6 and 7 are float64 and float32, which the format allows and token ids never are.
+# Codes 6 and 7 are float64 and float32, the other way round in Megatron-DeepSpeed and GPT-NeoX; the
+# format allows them and token ids never are.
 DTYPES: dict[int, np.dtype] = {
     1: np.dtype("u1"),
     2: np.dtype("i1"),
@@ -31,6 +35,10 @@ DTYPES: dict[int, np.dtype] = {
     5: np.dtype("<i8"),
     8: np.dtype("<u2"),
 }
+_LEGACY = (
+    "it was made with --data-impl lazy or cached, which nothing reads by memory map: make it anew "
+    "from the text with tools/preprocess_data.py, or with --data-impl mmap of the tool that made it"
+)
 _LAYOUT = struct.Struct("<9sQBQQ")
 HEADER_SIZE = _LAYOUT.size
 
@@ -81,6 +89,8 @@ def read_header(path: Path) -> Header:
     if len(head) < HEADER_SIZE:
         raise corrupt(path, f"a header of {HEADER_SIZE} bytes", f"a file of {len(head)}")
     magic, version, code, sequences, document_index_length = _LAYOUT.unpack(head)
+    if magic.startswith(LEGACY_MAGIC):
+        raise corrupt(path, "a memory-mapped index", f"a legacy one ({LEGACY_MAGIC!r})", _LEGACY)
     if magic != MAGIC:
         raise corrupt(path, f"the magic bytes {MAGIC!r} of a Megatron index", repr(magic))
     if version != VERSION:

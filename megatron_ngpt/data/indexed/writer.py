@@ -13,7 +13,7 @@ from types import TracebackType
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike
 
-from megatron_ngpt.data.indexed.files import BLOCK, crc32_of, rename
+from megatron_ngpt.data.indexed.files import BLOCK, crc32_of, publish
 from megatron_ngpt.data.indexed.format import (
     HEADER_SIZE,
     LENGTH,
@@ -55,7 +55,7 @@ class IndexedWriter:
         self._checksum, self._tokens_crc = checksum, 0
         dtype_code(self.dtype)
         self.sequence_count = self.document_count = self.token_count = 0
-        self._bin_path, self._idx_path = pair(prefix)
+        self._paths = pair(prefix)
         self._temporaries = [Path(f"{prefix}.{name}.tmp") for name in ("bin", "idx", "documents")]
         self._files = ExitStack()
 
@@ -199,10 +199,7 @@ class IndexedWriter:
         if self._checksum:
             index = crc32_of(self._temporaries[1])
             self.checksums = {".bin": f"{self._tokens_crc:08x}", ".idx": index}
-        # An old index beside new tokens would look like a pair, so it goes before they come.
-        self._idx_path.unlink(missing_ok=True)
-        rename(self._temporaries[0], self._bin_path)
-        rename(self._temporaries[1], self._idx_path)
+        publish(self._temporaries, self._paths)
 
     def _complete_index(self) -> None:
         """Add pointers and document index after the lengths, then the header that counts them."""

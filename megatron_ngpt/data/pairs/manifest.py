@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ngpt.data.indexed import IndexedDataset, IndexedWriter
+from megatron_ngpt.data.indexed.assembly import Assembly
 from megatron_ngpt.data.indexed.files import crc32_of
 from megatron_ngpt.data.indexed.format import pair
 
@@ -18,7 +19,7 @@ def manifest_path(prefix: str | Path) -> Path:
     return Path(f"{prefix}.manifest.json")
 
 
-def write_manifest(writer: IndexedWriter, origin: Mapping[str, Any]) -> None:
+def write_manifest(writer: IndexedWriter | Assembly, origin: Mapping[str, Any]) -> None:
     """Write the manifest of a pair that is complete.
 
     Args:

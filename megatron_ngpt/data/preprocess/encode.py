@@ -147,7 +147,9 @@ class ShardEncoder:
         report = Report(files)
         with ExitStack() as stack:
             writers = [
-                stack.enter_context(IndexedWriter(self._parts.prefix(files, key), self._dtype))
+                stack.enter_context(
+                    IndexedWriter(self._parts.prefix(files, key), self._dtype, checksum=True)
+                )
                 for key in keys
             ]
             refusals = stack.enter_context(self._parts.refusals(files).open("w", encoding="utf-8"))
@@ -163,7 +165,9 @@ class ShardEncoder:
                 watch(batch.size, batch.documents, batch.tokens)
         assert isinstance(batch, dict), batch
         report.records = batch
-        report.tokens = {k: w.token_count for k, w in zip(keys, writers, strict=True)}
+        for key, writer in zip(keys, writers, strict=True):
+            counts = writer.sequence_count, writer.document_count, writer.token_count
+            report.pairs[key] = *counts, int(writer.checksums[".bin"], 16)
         self._parts.finish(shard.number, report)
 
 

@@ -1,4 +1,4 @@
-"""One job at a time for an output prefix."""
+"""One job at a time for an output prefix, and one process at a time for a shard."""
 
 from __future__ import annotations
 
@@ -33,6 +33,22 @@ def exclusive(path: Path, job: str) -> Iterator[None]:
             yield
         finally:
             path.unlink(missing_ok=True)
+
+
+def next_number(path: Path) -> int:
+    """0, 1, 2, ...: a number that no other process of any node has got from this file.
+
+    Args:
+        path: an empty file at first. A process that is killed keeps nobody waiting.
+
+    Raises:
+        FileNotFoundError: another attempt at the job has removed the file.
+    """
+    with path.open("r+b", buffering=0) as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        number = int(file.read() or b"0")
+        os.pwrite(file.fileno(), b"%d" % (number + 1), 0)
+        return number
 
 
 def _locked(path: Path, job: str) -> IO[str]:

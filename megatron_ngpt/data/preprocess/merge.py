@@ -5,13 +5,15 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from megatron_ngpt.data.bulk import load_tokenizer
-from megatron_ngpt.data.indexed import IndexedDataset, IndexedWriter
+from megatron_ngpt.data.indexed import IndexedDataset
+from megatron_ngpt.data.indexed.assembly import Assembly, Part
+from megatron_ngpt.data.indexed.files import Stretch
 from megatron_ngpt.data.pairs.manifest import manifest_path, write_manifest
 from megatron_ngpt.data.preprocess.job import PreprocessJob
 from megatron_ngpt.data.preprocess.parts import Parts, Report
@@ -59,29 +61,48 @@ class Merge:
         self, job: PreprocessJob, sources: Sequence[Source], parts: Parts, shards: Sequence[Shard]
     ) -> None:
         self._job, self._sources, self._parts, self._shards = job, sources, parts, shards
-        self._reports = [self._report(shard) for shard in shards]
+        self._reports: list[Report] = []
 
-    def write(self, watch: Callable[[int], object] = int) -> Summary:
-        """Write the pair of each key, its manifest, and the list of what was left out.
+    def begin(self) -> tuple[Summary, list[Assembly]]:
+        """Add up what the shards have become, and begin the pair of each key.
 
         Raises:
-            ValueError: when no document is left, or when there are refused records in finished
-                shards and the job does not leave them out.
+            ValueError: when no document is left, when a shard is not finished, or when there are
+                refused records in finished shards and the job does not leave them out.
         """
+        self._reports = [self._report(shard) for shard in self._shards]
         summary = Summary([self._job.prefix(key) for key in self._job.json_keys])
         for report in self._reports:
             summary.documents += report.documents
             summary.size += report.size
-            summary.tokens += sum(report.tokens.values())
+            summary.tokens += report.tokens
             summary.refused += report.refused
         if summary.refused and self._job.on_error == "refuse":
             raise next(self._refusals()).error()
         if not summary.documents:
             self._parts.remove()
             raise ValueError(f"no document can be used; left out: {dict(summary.refused)}")
+        return summary, [self._begin_pair(key) for key in self._job.json_keys]
+
+    def finish(
+        self,
+        summary: Summary,
+        assemblies: Sequence[Assembly],
+        stretches: Sequence[Sequence[Sequence[Stretch]]],
+    ) -> Summary:
+        """Complete the pairs, write their manifests and the list of what was left out.
+
+        Args:
+            summary, assemblies: what ``begin`` returned.
+            stretches: what each rank has copied of each pair.
+        """
         self._write_refusals(summary)
-        for key, prefix in zip(self._job.json_keys, summary.prefixes, strict=True):
-            self._write_pair(key, prefix, summary, watch)
+        for number, assembly in enumerate(assemblies):
+            manifest_path(assembly.prefix).unlink(missing_ok=True)  # of the pair there was before
+            assembly.finish(each for rank in stretches for each in rank[number])
+            key = self._job.json_keys[number]
+            write_manifest(assembly, self._origin(key, summary))
+        self._parts.remove()
         return summary
 
     def _report(self, shard: Shard) -> Report:
@@ -93,15 +114,15 @@ class Merge:
             )
         return report
 
-    def _write_pair(
-        self, key: str, prefix: str, summary: Summary, watch: Callable[[int], object]
-    ) -> None:
-        shards = [self._parts.prefix(report.files, key) for report in self._reports]
-        manifest_path(prefix).unlink(missing_ok=True)  # describes the pair there was before
-        with IndexedWriter(prefix, IndexedDataset(shards[0]).dtype, checksum=True) as writer:
-            for shard in shards:
-                writer.add_dataset(IndexedDataset(shard), watch)
-        write_manifest(writer, self._origin(key, summary))
+    def _begin_pair(self, key: str) -> Assembly:
+        prefixes = [str(self._parts.prefix(report.files, key)) for report in self._reports]
+        parts = [
+            Part(prefix, *report.pairs[key])
+            for prefix, report in zip(prefixes, self._reports, strict=True)
+        ]
+        assembly = Assembly(self._job.prefix(key), IndexedDataset(prefixes[0]).dtype, parts)
+        assembly.begin()
+        return assembly
 
     def _origin(self, key: str, summary: Summary) -> dict[str, Any]:
         job = self._job

@@ -6,13 +6,16 @@ import json
 import os
 import shutil
 import socket
+import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from megatron_ngpt.data.pairs.manifest import write_json
+from megatron_ngpt.data.preprocess.lock import next_number
 from megatron_ngpt.data.preprocess.plan import Shard
 from megatron_ngpt.data.sources import Refusal
 
@@ -25,8 +28,8 @@ class Report:
     """Beginning of the names of its files."""
 
     documents: int = 0
-    tokens: dict[str, int] = field(default_factory=dict)
-    """Of each key."""
+    pairs: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
+    """Of each key: sequences, documents, tokens, and CRC-32 of the tokens' file."""
 
     size: int = 0
     """Bytes read, decompressed."""
@@ -36,6 +39,11 @@ class Report:
 
     records: dict[str, int] = field(default_factory=dict)
     """Records read from each piece, used or not, by path."""
+
+    @property
+    def tokens(self) -> int:
+        """Of all keys."""
+        return sum(tokens for _, _, tokens, _ in self.pairs.values())
 
     def add(self, documents: int, size: int, refusals: Iterable[Refusal]) -> None:
         """Count a batch that has been written."""
@@ -112,7 +120,29 @@ class Parts:
         if not path.exists():
             return None
         found = json.loads(path.read_text())
+        if found.keys() != {each.name for each in fields(Report)}:
+            return None  # of another version of this program: made again
         return Report(**{**found, "refused": Counter(found["refused"])})
+
+    def draw(self, shards: Sequence[Shard], attempt: str) -> Iterator[Shard]:
+        """Shards of a list that all processes share, each of which comes to one of them.
+
+        A process gets its next when it asks for it, so a slow one gets fewer. No more come when a
+        process has told that the job failed, or when another attempt has begun.
+
+        Args:
+            shards: the same list in every process.
+            attempt: name of the attempt, from ``begin_drawing``.
+        """
+        with suppress(FileNotFoundError):
+            while not self.failed and (number := next_number(self.folder / attempt)) < len(shards):
+                yield shards[number]
+
+    def begin_drawing(self) -> str:
+        """Begin a list, before any process draws; a killed job's processes still have their own."""
+        name = f"drawn@{socket.gethostname()}-{os.getpid()}-{time.time_ns()}"
+        (self.folder / name).touch()
+        return name
 
     def fail(self) -> None:
         """Tell the other processes that the job is not to go on."""

@@ -41,18 +41,6 @@ def plan_shards(sources: Sequence[Source], split: bool, shard_bytes: int) -> lis
     return [*shards, Shard(len(shards), tuple(pieces), size)]
 
 
-def assign(shards: Sequence[Shard], workers: int) -> list[list[Shard]]:
-    """Deal shards to workers, the largest first, each to the one that has the least so far."""
-    dealt: list[list[Shard]] = [[] for _ in range(workers)]
-    sizes = [0] * workers
-    for shard in sorted(shards, key=lambda shard: -shard.size):
-        least = sizes.index(min(sizes))
-        dealt[least].append(shard)
-        # Opening a file takes time even when it is empty.
-        sizes[least] += shard.size + 1
-    return [sorted(each, key=lambda shard: shard.number) for each in dealt]
-
-
 def _pieces(
     sources: Sequence[Source], split: bool, shard_bytes: int
 ) -> Iterator[tuple[Piece, int]]:

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from megatron_ngpt.data.bulk import load_tokenizer
+from megatron_ngpt.data.indexed.assembly import Assembly
+from megatron_ngpt.data.indexed.files import Stretch
 from megatron_ngpt.data.preprocess.encode import ShardEncoder
 from megatron_ngpt.data.preprocess.job import PreprocessJob, cores
 from megatron_ngpt.data.preprocess.lock import exclusive
 from megatron_ngpt.data.preprocess.merge import Merge, Summary
 from megatron_ngpt.data.preprocess.parts import Parts
-from megatron_ngpt.data.preprocess.plan import Shard, assign, plan_shards
+from megatron_ngpt.data.preprocess.plan import Shard, plan_shards
 from megatron_ngpt.data.preprocess.progress import Progress
 from megatron_ngpt.data.preprocess.team import Alone, Team
 from megatron_ngpt.data.preprocess.workers import encode_in_processes
@@ -30,6 +32,8 @@ class _Plan(NamedTuple):
     shards: list[Shard]
     todo: list[Shard]
     """Those that no job before has finished."""
+    attempt: str
+    """Name of the list from which processes draw them."""
 
 
 def preprocess(job: PreprocessJob, report: Report, team: Team | None = None) -> Summary:
@@ -43,7 +47,7 @@ def preprocess(job: PreprocessJob, report: Report, team: Team | None = None) -> 
         job: inputs, output and how.
         report: called with lines that say how the job is done; other ranks than 0 are silent.
         team: the processes that an MPI launcher has started for this job, each of which calls
-            this function; shards are dealt to them by size.
+            this function; each draws the next shard when it is ready for it.
 
     Returns:
         What was done; the same on every rank.
@@ -62,7 +66,7 @@ def preprocess(job: PreprocessJob, report: Report, team: Team | None = None) -> 
         plan = _on_first(team, lambda: _plan(job, parts, held, report))
         try:
             _encode(job, parts, plan, team, report)
-            return _on_first(team, lambda: _merge(job, parts, plan))
+            return _merge(job, parts, plan, team)
         except BaseException:
             if team.rank == 0:
                 _leave(parts, plan, report)
@@ -85,35 +89,60 @@ def _plan(job: PreprocessJob, parts: Parts, held: ExitStack, report: Report) -> 
     finished = parts.begin(job.identity(sources), shards)
     if finished:
         report(f"going on with {parts.folder}: {len(finished)} of {len(shards)} shards are done")
-    return _Plan(sources, shards, [shard for shard in shards if shard.number not in finished])
+    todo = [shard for shard in shards if shard.number not in finished]
+    return _Plan(sources, shards, todo, parts.begin_drawing())
 
 
 def _encode(job: PreprocessJob, parts: Parts, plan: _Plan, team: Team, report: Report) -> None:
-    mine = assign(plan.todo, team.size)[team.rank]
-    threads = job.workers or max(1, cores() // (team.mates * job.processes))
+    threads, todo = _threads(job, team), plan.todo
+    if team.size * job.processes > 1:
+        todo = sorted(todo, key=lambda shard: -shard.size)  # so that no long one is left to the end
     # Decompressed sizes are not known, and a share of them would be wrong.
     known = all(source.seekable for source in plan.sources)
-    total = sum(shard.size for shard in mine) if known else 0
-    failure: Exception | None = None
-    try:
+    total = sum(shard.size for shard in todo) // team.size if known else 0
+
+    def encode() -> None:
         with Progress(total, job.log_interval, show=team.rank == 0) as progress:
             if job.processes > 1:
                 report(_how(plan, team, f"in {job.processes} processes of {threads} thread(s)"))
-                encode_in_processes(job, parts, threads, mine, progress.add)
+                encode_in_processes(job, parts, threads, todo, plan.attempt, progress.add)
             else:
                 encoder = ShardEncoder(job, parts, threads)
                 report(_how(plan, team, f"encoded by {encoder.how} in {threads} thread(s)"))
-                encoder.run(_until_failed(mine, parts), progress.add)
-    except Exception as err:
+                encoder.run(parts.draw(todo, plan.attempt), progress.add)
+
+    _on_all(team, lambda: _or_fail(parts, encode))
+
+
+def _or_fail(parts: Parts, action: Callable[[], None]) -> None:
+    """When it fails, the other processes stop before their next shard."""
+    try:
+        action()
+    except Exception:
         parts.fail()
-        failure = err
-    _raise_first(team.collect(failure))
+        raise
 
 
-def _merge(job: PreprocessJob, parts: Parts, plan: _Plan) -> Summary:
-    summary = Merge(job, plan.sources, parts, plan.shards).write()
-    parts.remove()
-    return summary
+def _threads(job: PreprocessJob, team: Team) -> int:
+    return job.workers or max(1, cores() // (team.mates * job.processes))
+
+
+def _merge(job: PreprocessJob, parts: Parts, plan: _Plan, team: Team) -> Summary:
+    """Every rank copies its share; rank 0 begins and ends."""
+    merge = Merge(job, plan.sources, parts, plan.shards)
+    summary, assemblies = _on_first(team, merge.begin)
+    try:
+        stretches = _on_all(team, lambda: [_copy(job, each, plan, team) for each in assemblies])
+        return _on_first(team, lambda: merge.finish(summary, assemblies, stretches))
+    except BaseException:
+        for assembly in assemblies if team.rank == 0 else ():
+            assembly.abandon()
+        raise
+
+
+def _copy(job: PreprocessJob, assembly: Assembly, plan: _Plan, team: Team) -> list[Stretch]:
+    mine = range(team.rank, len(plan.shards), team.size)
+    return assembly.copy(mine, _threads(job, team) * job.processes)
 
 
 def _how(plan: _Plan, team: Team, how: str) -> str:
@@ -121,13 +150,6 @@ def _how(plan: _Plan, team: Team, how: str) -> str:
     ranks = f", on {team.size} ranks" if team.size > 1 else ""
     shards = f", {len(plan.shards)} shards" if len(plan.shards) > 1 else ""
     return f"{size / 1e6:.1f} MB in {len(plan.sources)} file(s){shards}, {how}{ranks}"
-
-
-def _until_failed(shards: Sequence[Shard], parts: Parts) -> Iterator[Shard]:
-    for shard in shards:
-        if parts.failed:
-            return
-        yield shard
 
 
 def _leave(parts: Parts, plan: _Plan, report: Report) -> None:
@@ -154,6 +176,18 @@ def _on_first(team: Team, action: Callable[[], _T]) -> _T:
     _raise_first([failure])
     found: _T = result
     return found
+
+
+def _on_all(team: Team, action: Callable[[], _T]) -> list[_T]:
+    """Every rank acts; every rank gets all results by rank, or raises the first that one raised."""
+    result, failure = None, None
+    try:
+        result = action()
+    except Exception as err:
+        failure = err
+    results, failures = zip(*team.collect((result, failure)), strict=True)
+    _raise_first(failures)
+    return list(results)
 
 
 def _raise_first(failures: Iterable[Exception | None]) -> None:

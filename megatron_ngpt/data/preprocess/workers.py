@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import get_context
 from multiprocessing.connection import wait
@@ -22,8 +22,6 @@ _POLL = 0.2
 class _Shared:
     """What the processes and their parent have in common."""
 
-    drawn: Any
-    """Number of shards that have been drawn."""
     totals: Any
     """Bytes, documents and tokens so far."""
     failures: Any
@@ -36,19 +34,19 @@ def encode_in_processes(
     parts: Parts,
     threads: int,
     shards: Sequence[Shard],
+    attempt: str,
     watch: Callable[[int, int, int], object],
 ) -> None:
-    """Encode shards in ``job.processes`` processes of ``threads`` threads.
+    """Encode shards in ``job.processes`` processes of ``threads`` threads; see ``Parts.draw``.
 
     Raises:
         Exception: what one of them raises; the others stop before their next shard.
         RuntimeError: one of them was killed.
     """
     context = get_context("spawn")
-    counters = context.Value("q", 0), context.Array("q", 3)
-    shared = _Shared(*counters, context.SimpleQueue(), os.getpid())
+    shared = _Shared(context.Array("q", 3), context.SimpleQueue(), os.getpid())
     processes = [
-        context.Process(target=_work, args=(job, parts, threads, shards, shared))
+        context.Process(target=_work, args=(job, parts, threads, shards, attempt, shared))
         for _ in range(min(job.processes, len(shards)))
     ]
     try:
@@ -83,7 +81,12 @@ def _follow(
 
 
 def _work(
-    job: PreprocessJob, parts: Parts, threads: int, shards: Sequence[Shard], shared: _Shared
+    job: PreprocessJob,
+    parts: Parts,
+    threads: int,
+    shards: Sequence[Shard],
+    attempt: str,
+    shared: _Shared,
 ) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal sends it to all; the parent decides
 
@@ -95,17 +98,7 @@ def _work(
                 shared.totals[index] += count
 
     try:
-        ShardEncoder(job, parts, threads).run(_draw(shards, shared), watch)
+        ShardEncoder(job, parts, threads).run(parts.draw(shards, attempt), watch)
     except Exception as err:
         shared.failures.put(err)
         os._exit(1)
-
-
-def _draw(shards: Sequence[Shard], shared: _Shared) -> Iterator[Shard]:
-    while True:
-        with shared.drawn.get_lock():
-            number = shared.drawn.value
-            shared.drawn.value += 1
-        if number >= len(shards):
-            return
-        yield shards[number]

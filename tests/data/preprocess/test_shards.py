@@ -19,7 +19,8 @@ from megatron_ngpt.data.pairs.manifest import read_manifest, verify
 from megatron_ngpt.data.preprocess import preprocess
 from megatron_ngpt.data.preprocess.encode import ShardEncoder
 from megatron_ngpt.data.preprocess.lock import exclusive
-from megatron_ngpt.data.preprocess.plan import Shard, assign, plan_shards
+from megatron_ngpt.data.preprocess.parts import Parts
+from megatron_ngpt.data.preprocess.plan import Shard, plan_shards
 from megatron_ngpt.data.sources import Source
 
 TOOL = Path(__file__).resolve().parents[3] / "tools/preprocess_data.py"
@@ -66,11 +67,57 @@ def test_plan_covers_every_byte_once():
         )
 
 
-def test_every_shard_is_dealt_once_and_work_is_even():
-    shards = [Shard(i, (), size) for i, size in enumerate([5, 90, 10, 40, 50, 0, 0, 5])]
-    dealt = assign(shards, 3)
-    assert sorted(shard.number for each in dealt for shard in each) == list(range(8))
-    assert [sum(shard.size for shard in each) for each in dealt] == [90, 55, 55]
+DRAW = """
+import sys
+from pathlib import Path
+from megatron_ngpt.data.preprocess.parts import Parts
+from megatron_ngpt.data.preprocess.parts import Parts
+from megatron_ngpt.data.preprocess.plan import Shard
+shards = [Shard(i, (), 0) for i in range(400)]
+print("ready", flush=True)
+sys.stdin.readline()
+for shard in Parts(Path(sys.argv[1])).draw(shards, sys.argv[2]):
+    print(shard.number, flush=True)
+"""
+
+
+def test_every_shard_is_drawn_once_although_a_process_is_killed(tmp_path):
+    parts = Parts(tmp_path / "parts")
+    parts.begin({}, [])
+    attempt = parts.begin_drawing()
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", DRAW, str(parts.folder), attempt],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for _ in range(3)
+    ]
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 3
+    for process in processes:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    drawn = [int(processes[0].stdout.readline())]
+    processes[0].kill()
+    for process in processes:
+        drawn += map(int, process.stdout.read().split())
+        process.communicate()
+    assert len(drawn) == len(set(drawn))
+    assert len(drawn) >= 399  # what was drawn and not yet told
+
+
+def test_nothing_is_drawn_after_a_failure_or_by_an_attempt_that_is_over(tmp_path):
+    parts, shards = Parts(tmp_path / "parts"), [Shard(i, (), 0) for i in range(9)]
+    parts.begin({}, shards)
+    old = parts.draw(shards, parts.begin_drawing())
+    assert next(old).number == 0
+    parts.begin({}, shards)
+    new = parts.draw(shards, parts.begin_drawing())
+    assert list(old) == []
+    assert [next(new).number, next(new).number] == [0, 1]
+    parts.fail()
+    assert list(new) == []
 
 
 @pytest.mark.parametrize("options", [{}, {"processes": 2, "workers": 1}, {"workers": 3}])
@@ -254,13 +301,36 @@ def test_a_job_killed_at_any_moment_goes_on(job_of, whole, tmp_path, processes):
     assert files_of(tmp_path / "out") == whole
 
 
-def test_ranks_of_mpi_change_no_byte(job_of, whole, tmp_path):
+@pytest.fixture
+def launch():
+    """mpirun with two ranks."""
     pytest.importorskip("mpi4py")
     mpirun = shutil.which("mpirun")
     if not mpirun:
         pytest.skip("no mpirun")
+    return [mpirun, "--allow-run-as-root", "--oversubscribe", "-n", "2"]
+
+
+@pytest.mark.slow
+def test_a_rank_killed_on_the_way_costs_its_shard(job_of, whole, tmp_path, launch):
+    job, parts = job_of(shard_mb=0.002), tmp_path / "out/corpus.parts"
+    started = subprocess.Popen(
+        [*launch, *command(job, "--mpi")], stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    wait_for(lambda: len(list(parts.glob("0*[0-9].json"))) >= 9, started)
+    ranks = {path.name.split("+")[0].rsplit("-", 1)[1] for path in parts.glob("0*@*")}
+    os.kill(int(sorted(ranks)[-1]), signal.SIGKILL)
+    assert started.wait() != 0
+    finished = len(list(parts.glob("0*[0-9].json")))
+    assert finished >= 9
+    done = subprocess.run([*launch, *command(job, "--mpi")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert f"{finished} of" in done.stderr
+    assert files_of(tmp_path / "out") == whole
+
+
+def test_ranks_of_mpi_change_no_byte(job_of, whole, tmp_path, launch):
     job = job_of(shard_mb=SHARD_MB)
-    launch = [mpirun, "--allow-run-as-root", "--oversubscribe", "-n", "2"]
     done = subprocess.run([*launch, *command(job, "--mpi")], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "on 2 ranks" in done.stderr
