@@ -20,8 +20,6 @@ from pathlib import Path
 from megatron_ngpt.train.attempts import Attempt, closed, newest, read_attempts, read_metrics
 from megatron_ngpt.train.requeue import decide
 
-EXIT_CODES = {"requeue": 0, "done": 10, "give up": 11}
-
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print the status or the decision."""
@@ -37,9 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.decide:
         run = (options.job, options.restarts, options.exit_code, options.tries)
-        decision = decide(options.run_dir, *run)
-        print(f"{decision.action}: {decision.why}")
-        return EXIT_CODES[decision.action]
+        return decide(options.run_dir, *run).tell()
     attempts = read_attempts(options.run_dir)
     if not attempts:
         print(f"job_status.py: {options.run_dir}: no run has started there", file=sys.stderr)

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
+from megatron_ngpt.decision import Decision
 from megatron_ngpt.train.attempts import Attempt, add, begin, close_dead, read_attempts
 
 ASKED = ("signal", "walltime")
 """Reasons for which a run ends saved, to go on later."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What a batch script does next."""
-
-    action: Literal["done", "requeue", "give up"]
-    why: str
 
 
 def decide(run_dir: Path, job: str, restarts: int, exit_code: int, tries: int) -> Decision:

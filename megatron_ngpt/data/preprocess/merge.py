@@ -45,6 +45,28 @@ class Summary:
     """The file that lists them all, or ""."""
 
 
+def origin(job: PreprocessJob, key: str, sources: Sequence[Source]) -> dict[str, Any]:
+    """What the manifest of a key's pair says of how it was made."""
+    tokenizer = load_tokenizer(job.tokenizer)
+    return {
+        "made_by": "preprocess_data",
+        "tokenizer": {
+            "file": str(job.tokenizer),
+            "sha256": hashlib.sha256(tokenizer.model).hexdigest(),
+            "vocab_size": tokenizer.vocab_size,
+        },
+        "options": {
+            "json_key": key,
+            "json_keys": list(job.json_keys),
+            "format": job.format,
+            "separator": job.separator,
+            "append_eod": job.append_eod,
+            "on_error": job.on_error,
+        },
+        "sources": [{"file": source.path, "bytes": source.size} for source in sources],
+    }
+
+
 class Merge:
     """Puts a job's shards together.
 
@@ -101,27 +123,11 @@ class Merge:
         with IndexedWriter(prefix, IndexedDataset(shards[0]).dtype, checksum=True) as writer:
             for shard in shards:
                 writer.add_dataset(IndexedDataset(shard), watch)
-        write_manifest(writer, self._origin(key, summary))
+        write_manifest(writer, self._contents(key, summary))
 
-    def _origin(self, key: str, summary: Summary) -> dict[str, Any]:
-        job = self._job
-        tokenizer = load_tokenizer(job.tokenizer)
+    def _contents(self, key: str, summary: Summary) -> dict[str, Any]:
         return {
-            "made_by": "preprocess_data",
-            "tokenizer": {
-                "file": str(job.tokenizer),
-                "sha256": hashlib.sha256(tokenizer.model).hexdigest(),
-                "vocab_size": tokenizer.vocab_size,
-            },
-            "options": {
-                "json_key": key,
-                "json_keys": list(job.json_keys),
-                "format": job.format,
-                "separator": job.separator,
-                "append_eod": job.append_eod,
-                "on_error": job.on_error,
-            },
-            "sources": [{"file": source.path, "bytes": source.size} for source in self._sources],
+            **origin(self._job, key, self._sources),
             "records": summary.documents + summary.refused.total(),
             "refused": dict(sorted(summary.refused.items())),
         }
