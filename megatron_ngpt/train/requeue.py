@@ -36,7 +36,7 @@ def decide(run_dir: Path, job: str, restarts: int, exit_code: int, tries: int) -
         return Decision("done", f"done after step {last.step}")
     if last.reason == "refused":
         return Decision("give up", f"refused, which to start again does not change: {last.detail}")
-    if (failed := _without_progress(run_dir, mine)) >= tries:
+    if (failed := without_progress(read_attempts(run_dir), job)) >= tries:
         return Decision(
             "give up", f"{failed} attempts in a row without a new checkpoint, the last: {how}"
         )
@@ -56,9 +56,9 @@ def _never_started(run_dir: Path, job: str, restarts: int, exit_code: int) -> No
     )
 
 
-def _without_progress(run_dir: Path, mine: Sequence[Attempt]) -> int:
+def without_progress(everyone: Sequence[Attempt], job: str) -> int:
     """How many of a job's last attempts saved nothing newer than what was there before them."""
-    everyone = read_attempts(run_dir)
+    mine = [attempt for attempt in everyone if attempt.job == job]
     before = {a.number: b.saved for b, a in pairwise(everyone)}
     count = 0
     for attempt in reversed(mine):

@@ -1,6 +1,7 @@
 """One cluster, one uninterrupted run to compare with, and jobs from the shipped scripts."""
 
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -122,20 +123,30 @@ class Run:
 
     def requeued(self, restarts: int, *changes: str) -> None:
         """Wait until the job was requeued so often; spare it SLURM's pause of two minutes."""
-
-        def now(*states: str) -> bool:
-            facts = self.facts()
-            return facts["JobState"] in states and int(facts["Restarts"]) == restarts
-
-        wait_for(lambda: now("PENDING") or self.ended(), 120, f"restart {restarts}\n{self}")
+        self.waits(restarts)
         # nodes refuse a job in the second in which it ended, and its first step while the old
         # attempt's is still being cleaned up; outside of tests it waits two minutes
         time.sleep(2)
         wait_for(lambda: not self._stepds(), 60, f"the old attempt's processes\n{self}")
         words = (f"JobId={self.job}", *changes, "StartTime=now")
         self.cluster.command("scontrol", "update", *words)
-        wait_for(lambda: now("RUNNING") or self.ended(), 60, f"restart {restarts}\n{self}")
-        assert not self.ended(), self
+        self._becomes("RUNNING", restarts)
+
+    def waits(self, restarts: int) -> None:
+        """Wait until the job was requeued so often."""
+        self._becomes("PENDING", restarts)
+
+    def _becomes(self, state: str, restarts: int) -> None:
+        def now() -> bool:
+            facts = self.facts()
+            return facts["JobState"] == state and int(facts["Restarts"]) == restarts
+
+        wait_for(lambda: now() or self.ended(), 120, f"restart {restarts}, {state}\n{self}")
+        assert int(self.facts()["Restarts"]) == restarts, self
+
+    def status(self) -> str:
+        """What tools/job_status.py shows."""
+        return self._here(sys.executable, "tools/job_status.py", str(self.folder))
 
     def _stepds(self) -> list[str]:
         """SLURM's own processes that look after this job's steps, on all nodes."""

@@ -103,8 +103,9 @@ def test_asked_to_end_by_signal_limit_and_preemption(pretraining, whole):
     """On two nodes; PreemptMode is REQUEUE in the partition main and CANCEL in cheap."""
     run = pretraining()
     run.submit("--nodes=2", "--time=10", "--signal=B:USR1@60")
+    moves = {2: ["TimeLimit=10"], 3: ["Partition=cheap"]}  # EndTime changed it
     failures = (the_signal_before_the_limit, the_limit_itself, preemption, preemption)
-    survive(run, whole, *failures, moves={3: ["Partition=cheap"]})
+    survive(run, whole, *failures, moves=moves)
     assert all(a.resumed_at == b.step for b, a in pairwise(run.attempts)), "nothing was lost"
     first = run.attempts[0]
     assert (first.nodes, first.ranks, first.job) == ("n[1-2]", 2, run.job)
@@ -165,6 +166,8 @@ def test_fewer_nodes_than_before(pretraining, whole):
         run.reach(15)
         assert run.facts()["NodeList"] == "n[1-2]"
         run.cluster.pull_plug("n2")
+        run.waits(1)
+        assert f"next start: job {run.job} at 20" in run.status()
         run.requeued(1, "NumNodes=1", "NumTasks=1")
         assert run.facts()["NodeList"] == "n1"
         assert run.end() == "COMPLETED", run
