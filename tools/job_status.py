@@ -13,14 +13,14 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
 
+from megatron_ngpt.engine.checkpoint.folder import checkpoints
 from megatron_ngpt.train.attempts import Attempt, closed, newest, read_attempts, read_metrics
-from megatron_ngpt.train.requeue import decide
-
-EXIT_CODES = {"requeue": 0, "done": 10, "give up": 11}
+from megatron_ngpt.train.queue import in_queue
+from megatron_ngpt.train.requeue import decide, without_progress
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,9 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     if options.decide:
         run = (options.job, options.restarts, options.exit_code, options.tries)
-        decision = decide(options.run_dir, *run)
-        print(f"{decision.action}: {decision.why}")
-        return EXIT_CODES[decision.action]
+        return decide(options.run_dir, *run).tell()
     attempts = read_attempts(options.run_dir)
     if not attempts:
         print(f"job_status.py: {options.run_dir}: no run has started there", file=sys.stderr)
@@ -59,10 +57,11 @@ def status(run_dir: Path, attempts: Sequence[Attempt]) -> Iterator[str]:
     yield ""
     for before, after in pairwise(attempts):
         yield f"restart {before.number} -> {after.number}: {cost(before, after)}"
+    yield _goodput(attempts, records)
     for first, end, speed in _speeds(records):
         yield f"steps {first} to {end}: {speed:.2f} steps/s"
-    yield f"newest checkpoint: step {newest(last)} in {last.checkpoints}"
-    yield _next(attempts[-1], last)
+    yield f"newest checkpoint: {_checkpoint(last)}"
+    yield _next(attempts, last)
 
 
 def _row(attempt: Attempt, running: bool) -> str:
@@ -77,11 +76,28 @@ def _row(attempt: Attempt, running: bool) -> str:
 
 def cost(before: Attempt, after: Attempt) -> str:
     """Steps that had to be done again, and seconds from the end to the next new step."""
-    lost = max(before.step, 0) - after.resumed_at if after.resumed_at >= 0 else 0
+    lost = steps_lost(before, after)
     if not after.first_step:
         return f"{before.reason}, {lost} steps lost, no step since"
     seconds = after.first_step - before.ended
     return f"{before.reason}, {lost} steps lost, {seconds:.1f} s to the next step"
+
+
+def steps_lost(before: Attempt, after: Attempt) -> int:
+    """Steps of an attempt that the next one does again."""
+    return max(before.step, 0) - after.resumed_at if after.resumed_at >= 0 else 0
+
+
+def _goodput(attempts: Sequence[Attempt], records: Sequence[dict]) -> str:
+    """How much of the time since the first start went into steps that count."""
+    trained = sum(record["step_seconds"] for record in records)
+    seconds = max(attempts[-1].ended - attempts[0].started, trained, 1e-9)
+    lost = sum(steps_lost(*pair) for pair in pairwise(attempts))
+    part, whole = (timedelta(seconds=round(number)) for number in (trained, seconds))
+    return (
+        f"{part} of {whole} since the first start ({trained / seconds:.0%}) went into steps that "
+        f"count; {lost} steps were lost and done again"
+    )
 
 
 def _speeds(records: Sequence[dict], parts: int = 5) -> Iterator[tuple[int, int, float]]:
@@ -93,13 +109,31 @@ def _speeds(records: Sequence[dict], parts: int = 5) -> Iterator[tuple[int, int,
         yield part[0]["step"], part[-1]["step"], len(part) / seconds
 
 
-def _next(seen: Attempt, last: Attempt) -> str:
-    if not last.reason:
-        quiet = time.time() - seen.ended
-        return f"last sign of life {quiet:.0f} s ago"
+def _checkpoint(last: Attempt) -> str:
+    found = checkpoints(Path(last.checkpoints)) if last.checkpoints else []
+    if not found:
+        return f"none yet in {last.checkpoints or 'any folder'}"
+    age = timedelta(seconds=round(max(0.0, time.time() - found[0].stat().st_mtime)))
+    return f"step {newest(last)} in {last.checkpoints}, {age} old"
+
+
+def _next(attempts: Sequence[Attempt], last: Attempt) -> str:
     if last.reason == "done":
         return "the run is done"
-    return f"the next start goes on from step {newest(last)}"
+    state, more = in_queue(last.job)
+    goes_on = f"goes on from step {newest(last)}"
+    if state == "PENDING":
+        failed = without_progress(attempts, last.job)
+        return (
+            f"next start: job {last.job} {more}, {goes_on}; {failed} attempts in a row without a "
+            "new checkpoint so far"
+        )
+    if state == "GONE":
+        return f"job {last.job} is no longer in the queue; submitted again, it {goes_on}"
+    if last.reason:
+        return f"the next start {goes_on}"
+    runs = f"job {last.job} is {state}, {more}; " if state else ""
+    return f"{runs}last sign of life {time.time() - attempts[-1].ended:.0f} s ago"
 
 
 if __name__ == "__main__":

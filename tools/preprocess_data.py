@@ -13,6 +13,7 @@ from typing import Any
 
 from megatron_ngpt.data.preprocess import PreprocessJob, Summary, preprocess
 from megatron_ngpt.data.preprocess.job import SHARD_MB
+from megatron_ngpt.data.preprocess.requeue import REFUSED, decide
 from megatron_ngpt.data.sources import FORMATS
 from megatron_ngpt.mesh.mpi import Team
 
@@ -155,24 +156,53 @@ OPTIONS: dict[str, list[tuple[str, dict[str, Any]]]] = {
             ),
         ),
     ],
+    "for batch scripts (docs/slurm.md)": [
+        (
+            "--decide",
+            dict(
+                type=int,
+                metavar="CODE",
+                help="make nothing: the launcher of this job ended with CODE; exit with 0 to start "
+                "it again, 10 when its pairs are there and whole, 11 to give up",
+            ),
+        ),
+        (
+            "--job",
+            dict(default="", metavar="ID", help="the scheduler's job, the same over its restarts"),
+        ),
+        (
+            "--tries",
+            dict(
+                type=int,
+                default=3,
+                metavar="N",
+                help="attempts in a row that finish no shard after which to give up [%(default)s]",
+            ),
+        ),
+    ],
 }
 
 
 def main() -> int:
-    """Run the job and print what came of it; 1 when it was refused."""
+    """Run the job and print what came of it; 2 when it was refused, 1 when it failed."""
     options = vars(_options())
     del options["tokenizer_type"]
-    mpi = options.pop("mpi")
+    mpi, batch = (options.pop(name) for name in ("mpi", "job"))
+    ended, tries = (options.pop(name) for name in ("decide", "tries"))
     job = PreprocessJob(
         inputs=options.pop("input"), tokenizer=options.pop("tokenizer_model"), **options
     )
+    if ended is not None:
+        return decide(job, batch, ended, tries).tell()
     # By default SIGTERM would leave the temporary files behind.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     team = None
     try:
         team = Team() if mpi else None
         summary = preprocess(job, _tell, team)
-    except (ValueError, OSError, ModuleNotFoundError, RuntimeError) as err:
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as err:
+        return _first_tells(team, f"error: {err}", REFUSED)
+    except (OSError, RuntimeError) as err:
         return _first_tells(team, f"error: {err}", 1)
     except KeyboardInterrupt:
         return _first_tells(team, "interrupted; no pair was written", 128 + signal.SIGINT)
@@ -196,7 +226,7 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description="Encode text files into PREFIX_<key>_document.bin and .idx for training.",
         epilog="The same command again goes on where an interrupted one stopped. Exit codes: 0 "
-        "done; 1 refused, with a message, and no pair is written; 2 wrong usage; 130 or 143 "
+        "done; 2 refused, with a message, and no pair is written; 1 failed on the way; 130 or 143 "
         "interrupted or terminated.",
     )
     for title, options in OPTIONS.items():

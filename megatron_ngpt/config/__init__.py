@@ -11,7 +11,7 @@ from megatron_ngpt.config.data import (
     corpora_of,
 )
 from megatron_ngpt.config.duration import seconds_of
-from megatron_ngpt.config.model import ModelConfig, ScaleConfig
+from megatron_ngpt.config.model import ModelConfig, ScaleConfig, completed
 from megatron_ngpt.config.phases import Phase, phases
 from megatron_ngpt.config.run import (
     CheckpointConfig,
@@ -43,6 +43,7 @@ __all__ = [
     "blends_of",
     "check",
     "check_batch",
+    "completed",
     "corpora_of",
     "fit_micro_batch",
     "load_config",

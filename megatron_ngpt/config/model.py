@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal, NamedTuple
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Literal, NamedTuple
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -274,3 +275,20 @@ class ModelConfig:
     def output_width(self) -> int:
         """Features that attention puts out: heads * head_dim."""
         return self.heads * self.head_dim
+
+
+def completed(settings: Mapping[str, Any]) -> ModelConfig:
+    """The model of a saved ``model`` section, which may be older or newer than this version.
+
+    What it lacks is at its default, which is what models did before there was the setting; what is
+    unknown here is passed over.
+    """
+    known = {f.name: settings[f.name] for f in fields(ModelConfig) if f.name in settings}
+    return ModelConfig(**{name: _as_before_saving(value) for name, value in known.items()})
+
+
+def _as_before_saving(value: Any) -> Any:
+    """YAML has lists for tuples; the only sections of a model are scaling vectors."""
+    if isinstance(value, dict):
+        return ScaleConfig(**{name: _as_before_saving(part) for name, part in value.items()})
+    return tuple(value) if isinstance(value, list) else value

@@ -4,23 +4,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
 
+from megatron_ngpt.decision import Decision
 from megatron_ngpt.train.attempts import Attempt, add, begin, close_dead, read_attempts
 
 ASKED = ("signal", "walltime")
 """Reasons for which a run ends saved, to go on later."""
-
-
-@dataclass(frozen=True)
-class Decision:
-    """What a batch script does next."""
-
-    action: Literal["done", "requeue", "give up"]
-    why: str
 
 
 def decide(run_dir: Path, job: str, restarts: int, exit_code: int, tries: int) -> Decision:
@@ -45,7 +36,7 @@ def decide(run_dir: Path, job: str, restarts: int, exit_code: int, tries: int) -
         return Decision("done", f"done after step {last.step}")
     if last.reason == "refused":
         return Decision("give up", f"refused, which to start again does not change: {last.detail}")
-    if (failed := _without_progress(run_dir, mine)) >= tries:
+    if (failed := without_progress(read_attempts(run_dir), job)) >= tries:
         return Decision(
             "give up", f"{failed} attempts in a row without a new checkpoint, the last: {how}"
         )
@@ -65,9 +56,9 @@ def _never_started(run_dir: Path, job: str, restarts: int, exit_code: int) -> No
     )
 
 
-def _without_progress(run_dir: Path, mine: Sequence[Attempt]) -> int:
+def without_progress(everyone: Sequence[Attempt], job: str) -> int:
     """How many of a job's last attempts saved nothing newer than what was there before them."""
-    everyone = read_attempts(run_dir)
+    mine = [attempt for attempt in everyone if attempt.job == job]
     before = {a.number: b.saved for b, a in pairwise(everyone)}
     count = 0
     for attempt in reversed(mine):

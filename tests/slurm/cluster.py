@@ -45,6 +45,8 @@ SlurmdParameters=config_overrides
 SchedulerType=sched/backfill
 SchedulerParameters=sched_interval=2,sched_min_interval=100000,bf_interval=1
 JobRequeue=1
+PreemptType=preempt/partition_prio
+PreemptMode=REQUEUE
 ReturnToService=2
 KillWait=10
 SlurmdTimeout=10
@@ -54,6 +56,13 @@ _NODE = (
     "NodeName={name} NodeAddr=127.0.0.{address} Port={port} CPUs=8 SocketsPerBoard=1 "
     "CoresPerSocket=8 ThreadsPerCore=1 RealMemory=4000\n"
 )
+# jobs of `urgent` take the others' nodes, after a grace
+_PARTITIONS = """
+PartitionName=DEFAULT Nodes=n[1-{size}] MaxTime=INFINITE GraceTime=60
+PartitionName=main PriorityTier=1 PreemptMode=REQUEUE Default=YES
+PartitionName=cheap PriorityTier=1 PreemptMode=CANCEL
+PartitionName=urgent PriorityTier=2 PreemptMode=OFF
+"""
 _SPACES = ("--mount", "--uts", "--pid", "--fork", "--kill-child=KILL", "--mount-proc")
 _BOOT = """
 hostname "$1"; mount --bind "$2/hosts" /etc/hosts; mount -t tmpfs tmpfs /dev/shm
@@ -135,7 +144,8 @@ class Cluster:
 
     def idle(self) -> list[str]:
         """Names of the nodes that run nothing and could."""
-        return self.command("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False).split()
+        told = self.command("sinfo", "-h", "-N", "-t", "idle", "-o", "%N", check=False)
+        return sorted(set(told.split()))  # each once for every partition
 
     def _configure(self) -> None:
         for name in ("state", "spool", *(f"tmp/n{n}" for n in range(1, self.size + 1))):
@@ -149,7 +159,7 @@ class Cluster:
         text = _CONFIGURATION.format(folder=self.folder, port=self.port)
         for n in nodes:
             text += _NODE.format(name=f"n{n}", address=10 + n, port=self.port + n)
-        text += f"PartitionName=main Nodes=n[1-{self.size}] Default=YES MaxTime=INFINITE\n"
+        text += _PARTITIONS.format(size=self.size)
         (self.folder / "slurm.conf").write_text(text)
         if (_PMIX / "libpmix.so.2").exists() and not (_PMIX / "libpmix.so").exists():
             # SLURM's plugin opens a name that only the development package has

@@ -1,7 +1,7 @@
 """One cluster, one uninterrupted run to compare with, and jobs from the shipped scripts."""
 
-import json
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from megatron_ngpt.train.attempts import Attempt, read_attempts
+from megatron_ngpt.train.attempts import Attempt, read_attempts, read_metrics
 from tests.distributed import run
 from tests.jobs import REPOSITORY, metrics, train_on, words
 from tests.slurm.cluster import Cluster, missing, running, wait_for
@@ -20,7 +20,7 @@ SECTIONS = {"train": {"steps": STEPS}, "checkpoint": {"every": 10}, "logging": {
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 SITE = """
 export PATH={path} PYTHONPATH=$PWD OMP_NUM_THREADS=1
-container=() srun_options=() debug_options=(--ntasks-per-node=1)
+container=(env INSIDE=1) srun_options=() debug_options=(--ntasks-per-node=1)
 mpi=({mpi}) tries=3
 """
 
@@ -108,36 +108,45 @@ class Run:
         told = self.cluster.command("scontrol", "-o", "show", "job", self.job)
         return dict(word.split("=", 1) for word in told.split() if "=" in word)
 
-    def step(self) -> int:
-        """The last step in metrics.jsonl."""
-        path = self.folder / "metrics.jsonl"
-        lines = path.read_text().splitlines() if path.exists() else []
-        try:
-            return json.loads(lines[-1])["step"]
-        except (IndexError, ValueError):
+    def steps(self) -> int:
+        """How many the attempt that runs has done."""
+        now = self.attempts[-1] if self.attempts else Attempt(0)
+        if now.reason or not now.first_step or now.restarts != int(self.facts()["Restarts"]):
             return 0
+        return int(read_metrics(self.folder)[-1]["step"]) - now.resumed_at
 
-    def reach(self, step: int) -> None:
-        """Wait until a step is done."""
-        wait_for(lambda: self.step() >= step or self.ended(), 120, f"step {step}\n{self}")
-        assert self.step() >= step, self
+    def reach(self, steps: int) -> None:
+        """Wait until the attempt that runs has done so many."""
+        done = lambda: self.steps() >= steps  # noqa: E731
+        wait_for(lambda: done() or self.ended(), 180, f"{steps} steps\n{self}")
+        assert done(), self
 
     def requeued(self, restarts: int, *changes: str) -> None:
         """Wait until the job was requeued so often; spare it SLURM's pause of two minutes."""
-
-        def now(*states: str) -> bool:
-            facts = self.facts()
-            return facts["JobState"] in states and int(facts["Restarts"]) == restarts
-
-        wait_for(lambda: now("PENDING") or self.ended(), 120, f"restart {restarts}\n{self}")
+        self.waits(restarts)
         # nodes refuse a job in the second in which it ended, and its first step while the old
         # attempt's is still being cleaned up; outside of tests it waits two minutes
         time.sleep(2)
         wait_for(lambda: not self._stepds(), 60, f"the old attempt's processes\n{self}")
         words = (f"JobId={self.job}", *changes, "StartTime=now")
         self.cluster.command("scontrol", "update", *words)
-        wait_for(lambda: now("RUNNING") or self.ended(), 60, f"restart {restarts}\n{self}")
-        assert not self.ended(), self
+        self._becomes("RUNNING", restarts)
+
+    def waits(self, restarts: int) -> None:
+        """Wait until the job was requeued so often."""
+        self._becomes("PENDING", restarts)
+
+    def _becomes(self, state: str, restarts: int) -> None:
+        def now() -> bool:
+            facts = self.facts()
+            return facts["JobState"] == state and int(facts["Restarts"]) == restarts
+
+        wait_for(lambda: now() or self.ended(), 120, f"restart {restarts}, {state}\n{self}")
+        assert int(self.facts()["Restarts"]) == restarts, self
+
+    def status(self) -> str:
+        """What tools/job_status.py shows."""
+        return self._here(sys.executable, "tools/job_status.py", str(self.folder))
 
     def _stepds(self) -> list[str]:
         """SLURM's own processes that look after this job's steps, on all nodes."""

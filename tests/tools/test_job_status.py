@@ -1,5 +1,7 @@
 import json
 
+import pytest
+
 from megatron_ngpt.train.attempts import add, begin
 from tests.tools.commands import tool
 
@@ -21,13 +23,16 @@ def test_a_run_at_a_glance(tmp_path, capsys):
     run_with_a_killed_attempt(tmp_path)
     add(tmp_path, 2, reason="done", step=100, saved=100, ended=2100.0)
     assert tool("job_status").main([str(tmp_path)]) == 0
-    lines = capsys.readouterr().out.splitlines()
+    out = capsys.readouterr().out
+    lines = out.splitlines()
     assert lines[1].split()[3:] == ["12", "n[1-2]", "16", "0", "to", "47", "killed"]
     assert lines[2].split()[3:] == ["12", "n[1-2]", "16", "40", "to", "100", "done"]
     assert "restart 1 -> 2: killed, 7 steps lost, 12.5 s to the next step" in lines
     assert "steps 1 to 20: 2.00 steps/s" in lines
     assert "steps 81 to 100: 4.00 steps/s" in lines
-    assert lines[-2] == f"newest checkpoint: step 40 in {tmp_path}/checkpoints"
+    assert "0:00:38 of " in out
+    assert "went into steps that count; 7 steps were lost and done again" in out
+    assert lines[-2] == f"newest checkpoint: step 40 in {tmp_path}/checkpoints, 0:00:00 old"
     assert lines[-1] == "the run is done"
 
 
@@ -39,6 +44,33 @@ def test_a_run_that_still_works_is_not_called_dead(tmp_path, capsys):
     assert "40 to 100      running, or killed" in out
     assert "last sign of life 0 s ago" in out
     assert (tmp_path / "attempts.jsonl").read_bytes() == before, "looking changes nothing"
+
+
+@pytest.mark.parametrize(
+    ("told", "code", "line"),
+    [
+        (
+            "PENDING|2026-11-25T21:10:00|BeginTime|1-00:00:00",
+            0,
+            "next start: job 12 at 2026-11-25T21:10:00 (BeginTime), goes on from step 40; "
+            "1 attempts in a row without a new checkpoint so far",
+        ),
+        ("PENDING|N/A|Resources|1:00", 0, "next start: job 12 (Resources), goes on from step 40; "),
+        ("RUNNING|2026-11-25T20:00:00|None|3:04:05", 0, "job 12 is RUNNING, 3:04:05 before its "),
+        ("", 0, "job 12 is no longer in the queue; submitted again, it goes on from step 40"),
+        ("slurm_load_jobs error: Invalid job id specified", 1, "job 12 is no longer in the queue"),
+        ("slurm_load_jobs error: Unable to contact", 1, "last sign of life 0 s ago"),
+    ],
+)
+def test_the_queue_tells_when_it_goes_on(tmp_path, capsys, monkeypatch, told, code, line):
+    run_with_a_killed_attempt(tmp_path)
+    stream = 2 if code else 1
+    squeue = tmp_path / "squeue"
+    squeue.write_text(f"#!/bin/sh\nprintf %s '{told}' >&{stream}\nexit {code}\n")
+    squeue.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert tool("job_status").main([str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[-1].startswith(line)
 
 
 def test_decisions_are_exit_codes(tmp_path, capsys):

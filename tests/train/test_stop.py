@@ -2,12 +2,16 @@
 
 import itertools
 import os
+import shutil
 import signal
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
 import pytest
+from torch._dynamo import callback
 
 from megatron_ngpt.config import (
     Config,
@@ -17,10 +21,12 @@ from megatron_ngpt.config import (
     fit_micro_batch,
     seconds_of,
 )
+from megatron_ngpt.data.corpus import open_corpora
 from megatron_ngpt.engine.checkpoint.folder import checkpoints, read_progress
 from megatron_ngpt.train.attempts import AttemptRecord, read_attempts
 from megatron_ngpt.train.stop import Stop
 from megatron_ngpt.train.watch import Watch
+from tests import jobs
 from tests.distributed import run
 from tests.jobs import forked, metrics, train_on, words
 
@@ -94,6 +100,61 @@ def test_an_evaluation_cut_short_is_owed_until_it_is_done(toy_corpus, tmp_path):
 
 def _stopped_in_evaluation(mesh, arguments: list[str]) -> None:
     train_on(mesh, arguments, Watch(AskedAt(4) if mesh.rank else Stop()))
+
+
+def _asked_while_corpora_open(mesh, arguments: list[str], folder: Path) -> None:
+    """Rank 1 alone gets SIGUSR1, in the middle of open_corpora."""
+
+    def opened(*args, **options):
+        os.kill(os.getpid(), signal.SIGUSR1)
+        return open_corpora(*args, **options)
+
+    if mesh.rank == 1:
+        jobs.open_corpora = opened
+    _listening(mesh, arguments, folder, 0)
+
+
+def _listening(mesh, arguments: list[str], folder: Path, restarts: int) -> None:
+    facts = {"restarts": restarts, "checkpoints": str(folder / "checkpoints")}
+    with Stop() as stop, AttemptRecord(folder, mesh.rank, **facts) as attempt:
+        train_on(mesh, arguments, Watch(stop, attempt=attempt))
+
+
+def _asked_while_it_compiles(mesh, arguments: list[str], folder: Path) -> None:
+    """Rank 1 alone gets SIGUSR1, and so do all processes that its compiler has started."""
+    if mesh.rank == 1:
+        for register in (callback.on_compile_start, callback.on_compile_end):
+            register(_signal_family)
+    _listening(mesh, arguments, folder, 0)
+
+
+def _signal_family(*_) -> None:
+    for process in [psutil.Process(), *psutil.Process().children(recursive=True)]:
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(signal.SIGUSR1)
+
+
+def check_asked_once(asked, corpus, folder, step, **sections):
+    """Both ranks end after so many steps although one was asked; the next start loses nothing."""
+    ours, whole = folder / "ours", folder / "whole"
+    run(2, asked, words(corpus, ours, **sections), ours)
+    assert [(a.reason, a.step, a.saved) for a in read_attempts(ours)] == [("signal", step, step)]
+    run(2, _listening, words(corpus, ours, **sections), ours, 1)
+    run(2, _uninterrupted, words(corpus, whole, **sections))
+    assert [a.reason for a in read_attempts(ours)] == ["signal", "done"]
+    assert same_but_for_time(metrics(ours), metrics(whole))
+
+
+def test_one_rank_asked_while_its_data_opens(toy_corpus, tmp_path):
+    check_asked_once(_asked_while_corpora_open, toy_corpus, tmp_path, 0)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not shutil.which("g++"), reason="torch.compile needs g++ on a CPU")
+def test_one_rank_asked_while_it_compiles(toy_corpus, tmp_path):
+    """The first step, which compiles, is done and saved."""
+    train = {"compile": True, "steps": 4}
+    check_asked_once(_asked_while_it_compiles, toy_corpus, tmp_path, 1, train=train)
 
 
 @pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGTERM])

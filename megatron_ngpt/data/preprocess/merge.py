@@ -47,6 +47,28 @@ class Summary:
     """The file that lists them all, or ""."""
 
 
+def origin(job: PreprocessJob, key: str, sources: Sequence[Source]) -> dict[str, Any]:
+    """What the manifest of a key's pair says of how it was made."""
+    tokenizer = load_tokenizer(job.tokenizer)
+    return {
+        "made_by": "preprocess_data",
+        "tokenizer": {
+            "file": str(job.tokenizer),
+            "sha256": hashlib.sha256(tokenizer.model).hexdigest(),
+            "vocab_size": tokenizer.vocab_size,
+        },
+        "options": {
+            "json_key": key,
+            "json_keys": list(job.json_keys),
+            "format": job.format,
+            "separator": job.separator,
+            "append_eod": job.append_eod,
+            "on_error": job.on_error,
+        },
+        "sources": [{"file": source.path, "bytes": source.size} for source in sources],
+    }
+
+
 class Merge:
     """Puts a job's shards together.
 
@@ -101,7 +123,7 @@ class Merge:
             manifest_path(assembly.prefix).unlink(missing_ok=True)  # of the pair there was before
             assembly.finish(each for rank in stretches for each in rank[number])
             key = self._job.json_keys[number]
-            write_manifest(assembly, self._origin(key, summary))
+            write_manifest(assembly, self._contents(key, summary))
         self._parts.remove()
         return summary
 
@@ -124,25 +146,9 @@ class Merge:
         assembly.begin()
         return assembly
 
-    def _origin(self, key: str, summary: Summary) -> dict[str, Any]:
-        job = self._job
-        tokenizer = load_tokenizer(job.tokenizer)
+    def _contents(self, key: str, summary: Summary) -> dict[str, Any]:
         return {
-            "made_by": "preprocess_data",
-            "tokenizer": {
-                "file": str(job.tokenizer),
-                "sha256": hashlib.sha256(tokenizer.model).hexdigest(),
-                "vocab_size": tokenizer.vocab_size,
-            },
-            "options": {
-                "json_key": key,
-                "json_keys": list(job.json_keys),
-                "format": job.format,
-                "separator": job.separator,
-                "append_eod": job.append_eod,
-                "on_error": job.on_error,
-            },
-            "sources": [{"file": source.path, "bytes": source.size} for source in self._sources],
+            **origin(self._job, key, self._sources),
             "records": summary.documents + summary.refused.total(),
             "refused": dict(sorted(summary.refused.items())),
         }

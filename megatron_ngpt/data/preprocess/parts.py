@@ -65,6 +65,21 @@ class Parts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
+    @classmethod
+    def of(cls, output_prefix: str) -> Parts:
+        """Those of the job with this output."""
+        return cls(Path(f"{output_prefix}.parts"))
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is an unfinished job."""
+        return self._mark.exists()
+
+    @property
+    def finished(self) -> int:
+        """How many shards are finished."""
+        return len(list(self.folder.glob("[0-9]*.json")))
+
     def begin(self, identity: dict[str, Any], shards: Sequence[Shard]) -> dict[int, Report]:
         """Make the folder, or go on with the one that is there.
 
@@ -78,13 +93,12 @@ class Parts:
         Raises:
             ValueError: when what is there belongs to other options or other input.
         """
-        mark = self.folder / "job.json"
-        if not mark.exists():
+        if not self.begun:
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
-            write_json(mark, identity)
+            write_json(self._mark, identity)
             return {}
-        if difference := _difference(json.loads(mark.read_text()), identity):
+        if difference := _difference(json.loads(self._mark.read_text()), identity):
             raise ValueError(
                 f"{self.folder} holds an unfinished job with other options: {difference}; repeat "
                 "it with the options it began with, or delete that folder to begin anew"
@@ -155,8 +169,12 @@ class Parts:
 
     def remove(self) -> None:
         """Delete the folder; one that is half deleted counts as none."""
-        (self.folder / "job.json").unlink(missing_ok=True)
+        self._mark.unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+    @property
+    def _mark(self) -> Path:
+        return self.folder / "job.json"
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06d}.json"

@@ -59,7 +59,7 @@ def preprocess(job: PreprocessJob, report: Report, team: Team | None = None) -> 
             ``on_error`` is "skip", when no document is left, when another process makes the same
             pairs, and when an unfinished job had other options.
     """
-    team, parts = team or Alone(), Parts(Path(f"{job.output_prefix}.parts"))
+    team, parts = team or Alone(), Parts.of(job.output_prefix)
     if team.rank:
         report = _silent
     with ExitStack() as held:

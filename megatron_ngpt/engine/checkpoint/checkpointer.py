@@ -14,7 +14,7 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 import yaml
 
-from megatron_ngpt.config import Config, save_config
+from megatron_ngpt.config import Config, completed, save_config
 from megatron_ngpt.engine.checkpoint.durable import DamagedCheckpoint, write_durably
 from megatron_ngpt.engine.checkpoint.folder import (
     LATEST,
@@ -216,12 +216,13 @@ def _reasons(error: dcp.CheckpointException) -> str:
 def _check_model(config: Config, checkpoint: Path) -> None:
     """Raise ValueError unless a checkpoint is of the configured model.
 
-    The rotary embedding may differ: that is how a model goes on with longer sequences.
+    The rotary embedding may differ: that is how a model goes on with longer sequences. A setting
+    that the checkpoint's version did not have was at its default there.
     """
-    theirs = yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8"))["model"]
-    ours = json.loads(json.dumps(config.to_dict()["model"]))  # YAML has lists for tuples
-    for name, value in ours.items():
-        if theirs.get(name, value) != value and name not in STRETCHES:
+    saved = yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8"))["model"]
+    theirs = asdict(completed(saved))
+    for name, value in asdict(config.model).items():
+        if theirs[name] != value and name not in STRETCHES:
             raise ValueError(
                 f"model.{name} = {value}, but {checkpoint} was trained with {theirs[name]}: "
                 "set it so, or choose another checkpoint.dir for a new run"

@@ -9,6 +9,7 @@ import torch.distributed as dist
 import yaml
 from safetensors import safe_open
 
+from megatron_ngpt.config import parse_config, save_config
 from megatron_ngpt.engine.checkpoint import checkpointer as room
 from megatron_ngpt.engine.checkpoint import storage
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer, SaveFailed
@@ -25,7 +26,7 @@ from tests.engine.checkpoint.saving import (
     same,
     save_steps,
 )
-from tests.jobs import stored_state, whole_state
+from tests.jobs import stored_state, whole_state, words
 
 
 def _train_while_saving(mesh, folder: Path):
@@ -280,6 +281,27 @@ def test_another_model_or_format_is_refused_and_stays_where_it_is(tmp_path):
         assert "model.architecture = gpt" in architecture
         assert "is of format 2, this version reads format 1" in form
         assert found == ["latest", "step_00000001"]
+
+
+def test_a_setting_that_an_old_checkpoint_lacks_was_at_its_default(tmp_path):
+    def now(**model):
+        return parse_config(words("no corpus is read", tmp_path, model=model))
+
+    save_config(now(), tmp_path / "config.yaml")
+    content = yaml.safe_load((tmp_path / "config.yaml").read_text())
+    for name in ("value_residual", "kv_heads", "s_z"):
+        del content["model"][name]
+    del content["model"]["s_qk"]["shared"]
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(content))
+    room._check_model(now(), tmp_path)
+    for model, told in (
+        ({"value_residual": True}, "model.value_residual = True, .* was trained with False: set"),
+        ({"kv_heads": 1}, "model.kv_heads = 1, .* was trained with 3: set"),
+        ({"s_z.init": 2.0}, "model.s_z = {'init': 2.0, .* was trained with {'init': 1.0, "),
+        ({"s_qk.shared": True}, "model.s_qk = "),
+    ):
+        with pytest.raises(ValueError, match=told):
+            room._check_model(now(**model), tmp_path)
 
 
 def _random_numbers(mesh, folder: Path, here: bool):
