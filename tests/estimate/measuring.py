@@ -136,6 +136,15 @@ class Peak(TorchDispatchMode):
             self.now -= self.live.pop(key)[1]
 
 
+def alive_bytes(model: nn.Module, *inputs: Tensor | None) -> int:
+    """Bytes of all storages that a forward pass leaves behind, whoever holds them."""
+    with Peak() as tracked:
+        loss = model(*inputs)
+        gc.collect()
+        assert loss.requires_grad
+        return tracked.now
+
+
 def peak_bytes(mesh: Mesh, config: Config) -> int:
     """Most bytes that an engine's second step holds at once, what it keeps included."""
     gc.collect()
