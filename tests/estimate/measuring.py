@@ -137,12 +137,14 @@ class Peak(TorchDispatchMode):
 
 
 def alive_bytes(model: nn.Module, *inputs: Tensor | None) -> int:
-    """Bytes of all storages that a forward pass leaves behind, whoever holds them."""
+    """Bytes of all storages that a forward pass leaves behind, whoever holds them, parameters
+    apart."""
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
     with Peak() as tracked:
         loss = model(*inputs)
         gc.collect()
         assert loss.requires_grad
-        return tracked.now
+        return sum(size for key, (_, size) in tracked.live.items() if key not in parameters)
 
 
 def peak_bytes(mesh: Mesh, config: Config) -> int:

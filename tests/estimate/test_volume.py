@@ -100,7 +100,7 @@ def test_context_parallel():
     configs = [_config(cp=4, ulysses=u, recompute=again) for u in (1, 2) for again in (False, True)]
     configs += [_config(stage=3, dtype="fp32", cp=4, ulysses=2), _config(pp=2, cp=2, ulysses=1)]
     for names in (("all_to_all",), ("attention",), ("attention", "all_to_all")):
-        config = _config(stage=3, recompute=True, cp=4, ulysses=2)
+        config = _config(recompute=True, cp=4, ulysses=2)
         configs.append(replace(config, train=replace(config.train, recompute_keep=names)))
     for rank in run(4, _count, configs):
         for config, (counted, formula) in zip(configs, rank, strict=True):
