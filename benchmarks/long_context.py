@@ -56,7 +56,10 @@ WAYS = {
     "loss chunks": Way(CHUNKS),
     "mlp tiles": Way(TILES),
     "recompute": Way({"recompute": True}),
+    "attention kept": Way({"recompute": True, "recompute_keep": ("attention",)}),
+    "matmul kept": Way({"recompute": True, "recompute_keep": ("attention", "matmul")}),
     "all": Way(ALL),
+    "all but attention": Way({**ALL, "recompute_keep": ("attention",)}),
     "cp2 ulysses": Way({}, {"cp": 2}),
     "cp2 ring": Way({}, {"cp": 2, "ulysses": 1}),
     "cp2 ring and all": Way(ALL, {"cp": 2, "ulysses": 1}),
@@ -87,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Measure every way at every length, print a table, write JSON and plot."""
     options = _options().parse_args(argv)
     results: dict[str, Any] = {"facts": facts(torch.device("cpu")), "measured": []}
-    for length in map(_length, options.lengths.split(",")):
+    for length in map(length_of, options.lengths.split(",")):
         for way in options.ways.split(","):
             job = Job(way, length)
             found = on_ranks(job.config.parallel.cp, "cpu", measured, job)
@@ -163,7 +166,8 @@ def plot(results: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def _length(word: str) -> int:
+def length_of(word: str) -> int:
+    """2k is 2048 tokens."""
     return int(word[:-1]) << 10 if word.endswith("k") else int(word)
 
 

@@ -185,6 +185,16 @@ def _sequence(config: Config) -> Iterator[str]:
 def _run(config: Config) -> Iterator[str]:
     if config.train.offload and not config.train.recompute:
         yield "train.offload moves what train.recompute keeps: set train.recompute to true, too"
+    if config.train.recompute_keep and not config.train.recompute:
+        yield (
+            f"train.recompute_keep = {list(config.train.recompute_keep)} are ops that "
+            "train.recompute spares: set train.recompute to true, too"
+        )
+    if config.train.recompute_keep and config.train.compile:
+        yield (
+            f"train.recompute_keep = {list(config.train.recompute_keep)} with train.compile: a "
+            "compiled block has no ops to keep: leave one of them out"
+        )
     if config.train.stop_at > config.train.steps:
         yield (
             f"train.stop_at = {config.train.stop_at} is above train.steps = "

@@ -6,6 +6,9 @@ from dataclasses import dataclass
 from math import lcm
 from typing import Literal
 
+RecomputeOp = Literal["attention", "matmul", "all_gather", "reduce_scatter", "all_to_all"]
+"""What ``train.recompute_keep`` names; megatron_ngpt/keep.py knows what they are."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
@@ -138,11 +141,13 @@ class TrainConfig:
     """Keep only each block's input and compute the block again in backward (activation
     checkpointing): less memory, about a third more computation."""
 
-    recompute_parts: tuple[Literal["attention", "mlp"], ...] = ()
-    """Parts of each block that are computed again in backward when not all of it is."""
+    recompute_keep: tuple[RecomputeOp, ...] = ()
+    """Ops inside blocks whose outputs recompute keeps instead of computing them again (selective
+    activation checkpointing): attention, its core alone, with its ring; matmul, products with
+    weight matrices; tp's all_gather and reduce_scatter; the all_to_all of Ulysses."""
 
     offload: bool = False
-    """Keep what recompute keeps, each block's input, in the host's memory instead of the GPU's."""
+    """Keep each block's input, which recompute keeps, in the host's memory instead of the GPU's."""
 
     mlp_tile: int = 0
     """Tokens of a rank's sequences that the MLP works on at a time, each tile computed again in

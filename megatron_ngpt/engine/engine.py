@@ -41,6 +41,10 @@ class StepResult:
     grad_norm: float
     """Global L2 norm of the gradient before clipping."""
 
+    targets: int
+    """Tokens of the global batch that were predicted and count in the loss: all, or those within
+    documents."""
+
 
 class Engine:
     """A model spread over the mesh and everything that trains it."""
@@ -72,6 +76,7 @@ class Engine:
             self.deepspeed, mesh, self.table, self.shards, config.optim.angle_cap
         )
         self.masters.initialise(config.train.seed)
+        self.targets: int | Tensor = 0  # that counted in the last backward
         self.pipeline = Pipeline(config, mesh, stages, model) if mesh.degrees.pp > 1 else None
 
     def train_step(self, tokens: Tensor, targets: Tensor, lr: float) -> StepResult:
@@ -83,8 +88,8 @@ class Engine:
             targets: the ids that follow them, same shape.
             lr: learning rate of this step.
         """
-        loss = self.backward(tokens, targets)
-        return StepResult(self.mean(loss), self.update(lr))
+        loss = self.mean(self.backward(tokens, targets))
+        return StepResult(loss, self.update(lr), int(self.targets))
 
     def backward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Accumulate the gradient of this rank's share; returns its mean loss.
@@ -93,7 +98,7 @@ class Engine:
         """
         self.deepspeed.train()
         inputs = shared_inputs(self.config, self.mesh, tokens, targets)
-        weight = self._loss_weight(tokens)
+        self.targets, weight = self._targets(tokens)
         if self.pipeline is not None:
             loss = self.pipeline.backward(inputs, weight)
             zero.reduce_after_pipeline(self.deepspeed)
@@ -144,15 +149,17 @@ class Engine:
         losses = [self.forward(micro_batch) for micro_batch in micro_batches(inputs)]
         mine = [loss for loss in losses if loss is not None]
         mean = torch.stack(mine).mean() if mine else torch.zeros((), device=self.mesh.device)
-        return self.mean(mean * self._loss_weight(tokens))
+        return self.mean(mean * self._targets(tokens)[1])
 
-    def _loss_weight(self, tokens: Tensor) -> float | Tensor:
-        """Targets of a global batch over those of them that count; collective with documents."""
+    def _targets(self, tokens: Tensor) -> tuple[int | Tensor, float | Tensor]:
+        """How many targets of a global batch count, and all over those; collective with
+        documents."""
+        total = tokens.numel() * self.mesh.degrees.dp
         if not self.config.data.document_mask:
-            return 1.0
+            return total, 1.0
         counted = (tokens != self.config.data.eod).sum()
         dist.all_reduce(counted, group=self.mesh.group("dp"))
-        return tokens.numel() * self.mesh.degrees.dp / counted.clamp_min(1)
+        return counted, total / counted.clamp_min(1)
 
     @torch.no_grad()
     def logits(self, tokens: Tensor) -> Tensor | None:

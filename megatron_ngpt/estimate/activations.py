@@ -21,9 +21,10 @@ Context parallelism leaves T / cp tokens to a rank. Ulysses keeps e Q more per t
 before and after its exchange). A ring keeps nothing more; its backward works with fp32 gradients of
 queries, and of keys and values three times (its own, sent, arriving), and with two pairs of these.
 
-Less memory: recomputed blocks keep e D / tp, offloaded ones nothing here; recomputed parts of a
-block keep only their input, which ngpt has as h anyway; the loss in chunks keeps the head's input.
-What is computed again is whole while it is worked on: a block, a part, a tile, a chunk.
+Less memory: recomputed blocks keep e D / tp, offloaded ones nothing here, and the outputs of ops
+that recompute spares (``kept_outputs``); the MLP in tiles keeps only its input, which ngpt has as h
+anyway; the loss in chunks keeps the head's input. What is computed again is whole while it is
+worked on: a block, a tile, a chunk.
 
 The embedding's output is the first block's h. The head keeps e D, logits and softmax in fp32 (ngpt
 8 V, gpt 4 V), and ids; gpt's final norm e D / tp. arXiv 2205.05198, eq. 2, counts 34 D + 5 N T for
@@ -35,7 +36,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_ngpt.config import Config, ModelConfig, ParallelConfig, TrainConfig
+from megatron_ngpt.config import Config, ModelConfig, ParallelConfig
 from megatron_ngpt.estimate.alive import alive
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.model.ngpt import Part
@@ -92,31 +93,41 @@ def _residuals(model: ModelConfig, e: int, tp: int) -> int:
 
 def _branches(config: Config, model: ModelConfig, e: int, tp: int) -> int:
     """Attention and MLP with their inputs, as far as they are kept."""
-    whole = {"attention": _attention(model, e, config.parallel.ulysses > 1), "mlp": _mlp(model, e)}
-    kept, again = 0, recomputed_parts(config.train)
-    for name, inside in whole.items():
-        # the input of ngpt's branches is h, which the residual step keeps
-        local = 0 if model.is_ngpt else e * model.width // tp
-        gathered = 0 if model.is_ngpt and tp == 1 else e * model.width
-        kept += local if name in again else gathered + inside
-    return kept
+    # the input of ngpt's branches is h, which the residual step keeps
+    local = 0 if model.is_ngpt else e * model.width // tp
+    gathered = 0 if model.is_ngpt and tp == 1 else e * model.width
+    mlp = local if config.train.mlp_tile else gathered + _mlp(model, e)
+    return gathered + _attention(model, e, config.parallel.ulysses > 1) + mlp
 
 
-def recomputed_parts(train: TrainConfig) -> frozenset[str]:
-    """Parts of a block that are computed again by themselves, the MLP in tiles among them."""
-    tiled = ("mlp",) if train.mlp_tile else ()
-    return frozenset((*train.recompute_parts, *tiled))
+def kept_outputs(config: Config, tp: int) -> dict[str, int]:
+    """Bytes per token and block of what each op of ``train.recompute_keep`` gives, on a rank.
+
+    Attention's core gives its output and a log-sum-exp; matrices what they are multiplied to, tp's
+    output matrices parts of whole sums. The MLP in tiles gives nothing.
+    """
+    model, e = local_model(config.model, tp), 2 if config.train.dtype == "bf16" else 4
+    q, k, tiled = model.maps * model.output_width, model.maps * model.value_width, 0
+    if not config.train.mlp_tile:
+        tiled = model.width + (2 if model.is_gated else 1) * model.ffn_width
+    branches = (1 if config.train.mlp_tile else 2) * (tp > 1) * e * model.width
+    inputs = model.query_width + model.key_width + model.value_width
+    sizes = {
+        "attention": e * q + 4 * model.maps * model.heads,
+        "matmul": e * (inputs + model.width + tiled),
+        "all_gather": branches,
+        "reduce_scatter": branches // tp,
+        "all_to_all": 2 * e * (q + k) * (config.parallel.ulysses > 1),
+    }
+    return {op: sizes[op] for op in config.train.recompute_keep}
 
 
 def _working(config: Config, model: ModelConfig, e: int) -> int:
     """The larger of attention's and the MLP's."""
-    again = recomputed_parts(config.train)
     q, k = model.heads * model.head_dim, model.kv_heads * model.head_dim
     # gradients of queries, keys, values, output and hidden states
     attention = max(2 * e * (q + k + model.width), _ring_working(config.parallel, model, e))
-    if "attention" in again:
-        attention += _attention(model, e, config.parallel.ulysses > 1)
-    mlp = 16 * model.ffn_width + (_mlp(model, e) if "mlp" in again else 0)
+    mlp = 16 * model.ffn_width + (_mlp(model, e) if config.train.mlp_tile else 0)
     return max(int(mlp * _share(config, config.train.mlp_tile * config.parallel.tp)), attention)
 
 
@@ -163,6 +174,7 @@ def part_kept(config: Config, tp: int, part: Part) -> int:
     """Bytes that one micro-batch keeps in a part of the model between forward and backward."""
     per_token, layers = TokenBytes.of(config, tp), len(part.layers)
     again = 0 if config.train.offload else per_token.hidden
+    again += sum(kept_outputs(config, tp).values())
     kept = layers * (again if config.train.recompute else per_token.block)
     kept += per_token.head if part.last else per_token.hidden  # a stage keeps what it sent
     own = config.parallel.cp > 1 or config.data.document_mask  # positions of each sequence

@@ -12,12 +12,13 @@ ranks of dp and cp; Q and K query and key features of a rank, t its tokens:
                   after forward; small parameters once a step
         1, 2, 3   all-reduce of 4 bytes per unit vector: the projection
     tp            4 L + 1 per embedding and head: all-gather or reduce-scatter of h in forward, as
-                  many in backward, per micro-batch; 4 L more with recomputation, L per part
-                  recomputed by itself, 1 for the loss in chunks
+                  many in backward, per micro-batch; 4 L more with recomputation, L for the MLP in
+                  tiles, 1 for the loss in chunks
     cp, Ulysses   all-to-all of t e (Q + 2 K) there and t e Q back, per layer and micro-batch, and
                   as much in backward; half as much again with recomputation
         ring of R 2 t e K sent R - 1 times in forward, again in recomputation and in backward, where
                   their gradients 8 t K follow R times
+                  no collective again that ``train.recompute_keep`` spares, by its name or attention
     pp            h / tp to the next stage and h / tp back, per micro-batch and boundary
 
 Left out: norms, losses, and what is a few bytes per token (the vocab-parallel loss).
@@ -29,7 +30,7 @@ from collections.abc import Iterator
 from typing import Literal, NamedTuple
 
 from megatron_ngpt.config import Config
-from megatron_ngpt.estimate.activations import rank_tokens, recomputed_parts
+from megatron_ngpt.estimate.activations import rank_tokens
 from megatron_ngpt.estimate.state import BF16, FP32, RankState, rank_parameters
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.parallel.shard import local_model, local_shard
@@ -102,14 +103,24 @@ def _context_parallel(
     model, calls = local_model(config.model, degrees.tp), layers * micro_batches
     q, k = model.maps * model.output_width, model.maps * model.value_width
     element, tokens = (BF16 if config.train.dtype == "bf16" else FP32), rank_tokens(config)
-    forwards = 1 + config.train.recompute + ("attention" in config.train.recompute_parts)
     if degrees.ulysses > 1:
         exchanged = tokens * element * (2 * q + 2 * k)
-        yield Traffic("cp", "all-to-all", (forwards + 1) * calls * exchanged)
+        passes = 2 + _again(config, "all_to_all")
+        yield Traffic("cp", "all-to-all", passes * calls * exchanged)
     if degrees.ring > 1:
-        pairs = (forwards + 1) * (degrees.ring - 1) * 2 * k * element
+        pairs = (2 + _again(config, "attention")) * (degrees.ring - 1) * 2 * k * element
         gradients = degrees.ring * 2 * k * FP32
         yield Traffic("cp", "send", calls * tokens * (pairs + gradients))
+
+
+def _again(config: Config, op: str) -> bool:
+    """Whether blocks do this op once more in backward."""
+    return config.train.recompute and op not in config.train.recompute_keep
+
+
+def _branches_again(config: Config, op: str) -> int:
+    """In how many of attention and MLP a recomputed block does this; tiles are never spared."""
+    return 2 if _again(config, op) else int(config.train.recompute and config.train.mlp_tile > 0)
 
 
 def _unit_vectors(config: Config, degrees: Degrees, pp_index: int) -> int:
@@ -144,12 +155,13 @@ def _between_layers(
     hidden = rank_tokens(config) * config.model.width * element
     if degrees.tp > 1:
         layers, edges = sum(len(p.layers) for p in parts), sum(p.first + p.last for p in parts)
-        halves = layers * (6 if config.train.recompute else 4) + edges
-        # parts by themselves only gather again: what follows their last product is not recomputed
-        inputs = layers * len(recomputed_parts(config.train))
-        inputs += any(p.last for p in parts) if config.train.loss_chunk else 0
-        yield Traffic("tp", "all-gather", (halves + inputs) * micro_batches * hidden)
-        yield Traffic("tp", "reduce-scatter", halves * micro_batches * hidden)
+        gathers = layers * (4 + _branches_again(config, "all_gather")) + edges
+        scatters = layers * (4 + _branches_again(config, "reduce_scatter")) + edges
+        # tiles and chunks only gather again: what follows their last product is not recomputed
+        gathers += layers * bool(config.train.mlp_tile)
+        gathers += any(p.last for p in parts) if config.train.loss_chunk else 0
+        yield Traffic("tp", "all-gather", gathers * micro_batches * hidden)
+        yield Traffic("tp", "reduce-scatter", scatters * micro_batches * hidden)
     if degrees.pp > 1:
         crossed = [
             other

@@ -13,6 +13,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_ngpt import keep
+
 
 def gather_tokens(x: Tensor, group: dist.ProcessGroup) -> Tensor:
     """[B, T / tp, ...] of every rank -> [B, T, ...] on all; the gradients are summed and split."""
@@ -62,7 +64,8 @@ class _GatherTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        return all_gather_tokens(x, group)
+        gathered: Tensor = keep.op("all_gather", lambda: all_gather_tokens(x, group))
+        return gathered
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -73,7 +76,8 @@ class _SumAndSplitTokens(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        return reduce_scatter_tokens(x, group)
+        split: Tensor = keep.op("reduce_scatter", lambda: reduce_scatter_tokens(x, group))
+        return split
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
@@ -84,7 +88,8 @@ class _Exchange(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
-        return _all_to_all(x, group)
+        exchanged: Tensor = keep.op("all_to_all", lambda: _all_to_all(x, group))
+        return exchanged
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -66,8 +65,7 @@ class PreNormResidual(nn.Module):
 class Block(nn.Module):
     """Attention, then MLP, each joined to the hidden state by its residual.
 
-    Attributes that decide what is kept for backward, set from outside:
-        again: which of attention and mlp are computed again, by name.
+    Attributes set from outside:
         mlp_tile: tokens that the MLP works on at a time, each tile computed again; 0 for all.
     """
 
@@ -77,7 +75,6 @@ class Block(nn.Module):
         self.mlp = build_mlp(model, layer)
         self.attention_residual = _residual(model, model.scale_at("alpha_attention", layer))
         self.mlp_residual = _residual(model, model.scale_at("alpha_mlp", layer), model.mlp_eps)
-        self.again: frozenset[str] = frozenset()
         self.mlp_tile = 0
 
     def forward(
@@ -89,20 +86,12 @@ class Block(nn.Module):
         first: FirstValues | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        h = self.attention_residual(h, lambda x: self._attend(x, rotary, cache, documents, first))
+        h = self.attention_residual(h, lambda x: self.attention(x, rotary, cache, documents, first))
         return self.mlp_residual(h, self._feed_forward)
-
-    def _attend(self, x: Tensor, *args: Any) -> Tensor:
-        if "attention" in self.again and self.training:
-            return computed_again(self.attention, x, *args)
-        output: Tensor = self.attention(x, *args)
-        return output
 
     def _feed_forward(self, x: Tensor) -> Tensor:
         if self.mlp_tile:
             return in_tiles(self.mlp, x, self.mlp_tile)
-        if "mlp" in self.again and self.training:
-            return computed_again(self.mlp, x)
         output: Tensor = self.mlp(x)
         return output
 
@@ -136,7 +125,8 @@ class NGPT(nn.Module):
         loss: (logits, targets) -> mean loss.
         mean_scale: s_z of this model -> its mean over the whole vocabulary.
         sequence_shards: how many ranks share the tokens of h.
-        recompute: whether to keep only each block's input for backward.
+        recompute: whether to keep only each block's input for backward, and
+        keep: the outputs of these ops inside, named as in ``megatron_ngpt.keep``.
         offload: whether to keep what blocks keep in the host's memory.
         loss_chunk: tokens of each sequence whose logits are in memory at a time; 0 for all.
     """
@@ -161,6 +151,7 @@ class NGPT(nn.Module):
         self.mean_scale: Callable[[Tensor], Tensor] = torch.mean
         self.sequence_shards = 1
         self.recompute = self.offload = False
+        self.keep: tuple[str, ...] = ()
         self.loss_chunk = 0
 
     def _head(self) -> Linear:
@@ -204,7 +195,7 @@ class NGPT(nn.Module):
         with on_host(self.offload and self.training, h.device):
             for number, block in enumerate(self.blocks.values()):
                 if self.recompute and self.training:
-                    h = computed_again(block, h, rotary, None, documents, first)
+                    h = computed_again(block, h, rotary, None, documents, first, keep=self.keep)
                 else:
                     cache = None if caches is None else caches[number]
                     h = block(h, rotary, cache, documents, first)

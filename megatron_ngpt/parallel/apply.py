@@ -76,7 +76,7 @@ def build_parts(
 def _save_memory(part: NGPT, train: TrainConfig) -> None:
     """Hand on what the run says about keeping and computing again."""
     part.recompute, part.offload = train.recompute, train.offload
-    part.loss_chunk = train.loss_chunk
+    part.keep, part.loss_chunk = train.recompute_keep, train.loss_chunk
     for block in part.blocks.values():
         assert isinstance(block, Block)
-        block.again, block.mlp_tile = frozenset(train.recompute_parts), train.mlp_tile
+        block.mlp_tile = train.mlp_tile

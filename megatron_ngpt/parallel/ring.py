@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from megatron_ngpt import keep
 from megatron_ngpt.mesh.collectives import PassedOn
 from megatron_ngpt.ops.documents import Documents
 from megatron_ngpt.ops.partial import Tile, add_gradients, add_tile
@@ -38,6 +39,21 @@ class RingAttention:
         out: Tensor = _Ring.apply(q, k, v, scale, self, documents)
         return out
 
+    def around(
+        self, q: Tensor, k: Tensor, v: Tensor, scale: float, documents: Documents | None
+    ) -> tuple[Tensor, Tensor]:
+        """Output in the dtype of q, and fp32 log-sum-exp [B, N, T]; no gradients."""
+        out = q.new_zeros(*q.shape[:-1], v.shape[-1], dtype=torch.float32)
+        lse = out.new_full((q.shape[0], q.shape[2], q.shape[1]), float("-inf"))
+        keys, values, steps = k, v, self.group.size()
+        for step in range(steps):
+            arriving = PassedOn((keys, values), self.group) if step < steps - 1 else None
+            for tile in self.tiles(step, q.shape[1], documents):
+                add_tile(tile, q, keys, values, scale, out, lse)
+            if arriving is not None:
+                keys, values = arriving.wait()
+        return out.to(q.dtype), lse
+
     def tiles(self, step: int, tokens: int, documents: Documents | None) -> list[Tile]:
         """What is to be done with the keys that are here after ``step`` steps round the ring."""
         mine, size = self.group.rank(), self.group.size()
@@ -55,16 +71,7 @@ class _Ring(torch.autograd.Function):
         ring: RingAttention,
         documents: Documents | None,
     ) -> Tensor:
-        out = q.new_zeros(*q.shape[:-1], v.shape[-1], dtype=torch.float32)
-        lse = out.new_full((q.shape[0], q.shape[2], q.shape[1]), float("-inf"))
-        keys, values, steps = k, v, ring.group.size()
-        for step in range(steps):
-            arriving = PassedOn((keys, values), ring.group) if step < steps - 1 else None
-            for tile in ring.tiles(step, q.shape[1], documents):
-                add_tile(tile, q, keys, values, scale, out, lse)
-            if arriving is not None:
-                keys, values = arriving.wait()
-        out = out.to(q.dtype)
+        out, lse = keep.op("attention", lambda: ring.around(q, k, v, scale, documents))
         ctx.save_for_backward(q, k, v, out, lse)
         ctx.scale, ctx.ring, ctx.documents = scale, ring, documents
         return out

@@ -122,6 +122,8 @@ def _step(
     seconds = time.perf_counter() - started
     step_tokens = config.train.global_batch * config.data.seq_len
     progress = Progress(progress.step + 1, progress.tokens + step_tokens)
+    # what was read says where the run stands; with documents apart, less than that was predicted
+    targets = {"targets": result.targets} if config.data.document_mask else {}
     return progress, {
         "step": progress.step,
         "loss": result.loss,
@@ -130,7 +132,7 @@ def _step(
         "tokens": progress.tokens,
         "tokens_per_second": step_tokens / seconds,
         "step_seconds": seconds,
-    }
+    } | targets
 
 
 def validation(

@@ -55,8 +55,9 @@ class RunLog:
     """Writes each step's record; does nothing on ranks where it is not enabled.
 
     ``metrics.jsonl`` holds one object per step: step, loss, grad_norm, lr, tokens,
-    tokens_per_second, step_seconds, and valid_loss where the step was evaluated, unit_error where
-    it was checked. Steps after ``resumed_at``, written by an attempt that died, are dropped.
+    tokens_per_second, step_seconds, targets where documents are kept apart, valid_loss where the
+    step was evaluated, unit_error where it was checked. Steps after ``resumed_at``, written by an
+    attempt that died, are dropped.
 
     Args:
         config: the run's.

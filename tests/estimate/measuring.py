@@ -136,6 +136,17 @@ class Peak(TorchDispatchMode):
             self.now -= self.live.pop(key)[1]
 
 
+def alive_bytes(model: nn.Module, *inputs: Tensor | None) -> int:
+    """Bytes of all storages that a forward pass leaves behind, whoever holds them, parameters
+    apart."""
+    parameters = {p.untyped_storage()._cdata for p in model.parameters()}
+    with Peak() as tracked:
+        loss = model(*inputs)
+        gc.collect()
+        assert loss.requires_grad
+        return sum(size for key, (_, size) in tracked.live.items() if key not in parameters)
+
+
 def peak_bytes(mesh: Mesh, config: Config) -> int:
     """Most bytes that an engine's second step holds at once, what it keeps included."""
     gc.collect()

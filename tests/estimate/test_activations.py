@@ -18,7 +18,7 @@ from megatron_ngpt.parallel.apply import build_parts, table_parameters
 from megatron_ngpt.parallel.context import shared_inputs
 from megatron_ngpt.parallel.stages import stage_map
 from tests.distributed import CPU, run
-from tests.estimate.measuring import kept_bytes
+from tests.estimate.measuring import alive_bytes, kept_bytes
 
 MODEL = ModelConfig(
     width=48, layers=3, heads=4, kv_heads=2, head_dim=16, ffn_width=160, vocab_size=500
@@ -51,7 +51,8 @@ def _kept(mesh: Mesh, config: Config, part: Part) -> tuple[int, int]:
     rows, length = config.train.micro_batch, config.data.seq_len
     tokens = torch.randint(config.model.vocab_size, (rows, length))
     inputs = shared_inputs(config, mesh, tokens, tokens)
-    return kept_bytes(built.train(), *inputs), part_kept(config, mesh.degrees.tp, part)
+    measured = alive_bytes if config.train.recompute_keep else kept_bytes
+    return measured(built.train(), *inputs), part_kept(config, mesh.degrees.tp, part)
 
 
 def _kept_each(mesh, configs):
@@ -94,11 +95,9 @@ def test_a_rank_that_shares_sequences_keeps_its_share():
 
 
 PIECES = {
-    "attention": {"recompute_parts": ("attention",)},
-    "mlp": {"recompute_parts": ("mlp",)},
     "tiles": {"mlp_tile": 7},
     "chunks": {"loss_chunk": 12},
-    "all": {"recompute_parts": ("attention",), "mlp_tile": 7, "loss_chunk": 12},
+    "all": {"mlp_tile": 7, "loss_chunk": 12},
     "all again": {"recompute": True, "mlp_tile": 7, "loss_chunk": 12},
 }
 
@@ -112,6 +111,34 @@ def test_what_is_computed_again_is_not_kept(tp):
         for config in (_config(kind, "bf16", False, tp) for kind in ("ngpt", "gpt"))
     ]
     for config, (kept, estimate) in zip(configs, run(tp, _kept_each, configs)[0], strict=True):
+        assert estimate == pytest.approx(kept, rel=0.05), config
+
+
+def _keeping(*names: str, ulysses: int = 0, **settings: Any) -> list[Config]:
+    """Blocks computed again, but for some ops; ``ulysses`` of two ranks that share sequences."""
+    found = []
+    for kind, dtype in product(("ngpt", "gpt"), ("fp32", "bf16")):
+        config = _config(kind, dtype, True)
+        train = replace(config.train, recompute_keep=names, **settings)
+        parallel = ParallelConfig(cp=2, ulysses=ulysses) if ulysses else config.parallel
+        found.append(replace(config, train=train, parallel=parallel))
+    return found
+
+
+def test_outputs_of_ops_are_kept():
+    configs = [*_keeping("attention"), *_keeping("matmul"), *_keeping("attention", "matmul")]
+    configs += _keeping("attention", "matmul", mlp_tile=7)
+    for config, (kept, estimate) in zip(configs, run(1, _kept_each, configs)[0], strict=True):
+        assert estimate == pytest.approx(kept, rel=0.05), config
+
+
+def test_outputs_of_collectives_are_kept():
+    configs = [*_keeping("all_to_all", ulysses=2), *_keeping("attention", ulysses=1)]
+    configs += _keeping("attention", "all_to_all", ulysses=2)
+    shared = ("all_gather", "reduce_scatter")
+    pairs = [_keeping(*names) for names in (shared, shared[:1], (*shared, "matmul", "attention"))]
+    configs += [replace(config, parallel=ParallelConfig(tp=2)) for pair in pairs for config in pair]
+    for config, (kept, estimate) in zip(configs, run(2, _kept_each, configs)[0], strict=True):
         assert estimate == pytest.approx(kept, rel=0.05), config
 
 

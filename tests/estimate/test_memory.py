@@ -27,7 +27,9 @@ TOLERANCE = 0.15
 PIECES = (
     {"loss_chunk": 16},
     {"loss_chunk": 16, "mlp_tile": 16},
-    {"loss_chunk": 16, "recompute_parts": ("attention", "mlp")},
+    {"loss_chunk": 16, "recompute": True, "recompute_keep": ("attention",)},
+    {"loss_chunk": 16, "recompute": True, "recompute_keep": ("attention", "matmul")},
+    {"loss_chunk": 16, "mlp_tile": 16, "recompute": True, "recompute_keep": ("matmul",)},
     {"loss_chunk": 16, "mlp_tile": 16, "recompute": True},
 )
 

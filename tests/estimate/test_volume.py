@@ -85,8 +85,11 @@ def test_tensor_and_pipeline_parallel():
 
 def test_tensor_parallel_in_pieces():
     config = _config(tp=2)
-    pieces = {"recompute_parts": ("attention",), "mlp_tile": 3, "loss_chunk": 6}
-    configs = [replace(config, train=replace(config.train, **{k: v})) for k, v in pieces.items()]
+    pieces = [{"mlp_tile": 3}, {"loss_chunk": 6}, {"mlp_tile": 3, "recompute": True}]
+    kept = [("all_gather",), ("reduce_scatter",), ("all_gather", "reduce_scatter", "matmul")]
+    pieces += [{"recompute": True, "recompute_keep": names} for names in kept]
+    pieces.append({"recompute": True, "recompute_keep": kept[-1], "mlp_tile": 3})
+    configs = [replace(config, train=replace(config.train, **piece)) for piece in pieces]
     for rank in run(2, _count, configs):
         for config, (counted, formula) in zip(configs, rank, strict=True):
             assert formula == pytest.approx(counted, rel=PER_TOKEN, abs=LEFT_OUT), config
@@ -96,6 +99,9 @@ def test_context_parallel():
     """What a rank exchanges, in whole buffers, and what it sends round the ring."""
     configs = [_config(cp=4, ulysses=u, recompute=again) for u in (1, 2) for again in (False, True)]
     configs += [_config(stage=3, dtype="fp32", cp=4, ulysses=2), _config(pp=2, cp=2, ulysses=1)]
+    for names in (("all_to_all",), ("attention",), ("attention", "all_to_all")):
+        config = _config(recompute=True, cp=4, ulysses=2)
+        configs.append(replace(config, train=replace(config.train, recompute_keep=names)))
     for rank in run(4, _count, configs):
         for config, (counted, formula) in zip(configs, rank, strict=True):
             assert formula == pytest.approx(counted, abs=LEFT_OUT), config

@@ -25,6 +25,9 @@ FAST = [
     Case("bf16", tp=2, zero=1, micro=24),
     Case("in pieces", tp=2, zero=3, micro=24),
     Case("offloaded", zero=2, micro=24),
+    Case("all kept", tp=2, zero=3, micro=24),
+    Case("kept", pp=2, schedule="zero_bubble", micro=12),
+    Case("kept", cp=2, ulysses=1, zero=3, micro=24),
     Case(pp=2),
     Case(pp=2, zero=0, micro=4, schedule="interleaved", recompute=True),
     Case(pp=2, zero=1, schedule="zero_bubble"),
@@ -59,12 +62,17 @@ SCHEDULES = ("1f1b", "interleaved", "zero_bubble", "zbv")
 STAGES = (0, 1, 2, 3)
 MODES = (1, 2, 4)
 """Ulysses degrees of cp 4: ring alone, both, Ulysses alone."""
+KEPT = ("kept", "all kept")
 RECIPES = ("recipe", "nugpt")
 MIXED = ("differential", "ensemble", "gpt differential", "gpt ensemble")
 SLOW = [
     *(Case("in pieces", dp=2, zero=zero, micro=12) for zero in STAGES),
     *(Case("in pieces", pp=2, tp=2, schedule=s, micro=12) for s in ("1f1b", "zbv")),
     *(Case("in pieces", tp=2, cp=2, ulysses=u, zero=2, micro=24) for u in (1, 2)),
+    *(Case("kept", dp=2, zero=zero, micro=12) for zero in STAGES),
+    *(Case("kept", tp=2, cp=2, ulysses=u, zero=2, micro=24) for u in (1, 2)),
+    *(Case(kind, pp=2, tp=2, schedule=s, micro=12) for s in SCHEDULES for kind in KEPT),
+    *(Case("all kept", cp=4, ulysses=u, zero=3, micro=24) for u in MODES),
     *(Case("offloaded", tp=2, dp=2, zero=zero, micro=12) for zero in (0, 3)),
     *(Case("documents", zero=zero, micro=24) for zero in (0, 3)),
     *(Case(cp=2, ulysses=u, zero=z, micro=24) for u in (1, 2) for z in STAGES),
@@ -143,7 +151,7 @@ def of(*kinds):
 # norms of maps that nearly cancel enlarge roundings as GPT does, on one process also
 CHAOTIC = ("gpt", *MIXED[1:])
 EXACT = ("ngpt", "deep", "97 ids", "clipped", "not clipped", "relu2", "differential")
-EXACT += ("documents", "in pieces", "offloaded", "options", "others", *RECIPES)
+EXACT += ("documents", "in pieces", "offloaded", *KEPT, "options", "others", *RECIPES)
 STEADY = 8  # first steps of a chaotic kind, in which roundings have not grown yet
 ON_SPHERE = (*(kind for kind in EXACT if kind != "options"), "ensemble", "bf16")
 

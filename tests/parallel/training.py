@@ -19,6 +19,7 @@ from megatron_ngpt.config import (
 )
 from megatron_ngpt.engine.checkpoint.state import engine_boxes
 from megatron_ngpt.engine.engine import Engine
+from megatron_ngpt.keep import OPS
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.parallel.apply import table_parameters
@@ -102,10 +103,9 @@ KINDS: dict[str, dict[str, Any]] = {
     # one id in 13 ends a document: several of odd lengths in every sequence
     "documents": {"model": replace(MODEL, vocab_size=13), "eod": 7},
     # neither divides the 16 tokens of a sequence
-    "in pieces": {
-        "train": {"loss_chunk": 5, "mlp_tile": 3, "recompute_parts": ("attention",)},
-        "eod": 7,
-    },
+    "in pieces": {"train": {"loss_chunk": 5, "mlp_tile": 3}, "eod": 7},
+    "kept": {"train": {"recompute": True, "recompute_keep": ("attention", "matmul")}, "eod": 7},
+    "all kept": {"train": {"recompute": True, "recompute_keep": tuple(OPS), "mlp_tile": 3}},
     "offloaded": {"train": {"recompute": True, "offload": True, "loss_chunk": 8}},
     "odd, 97 ids": {"model": replace(ODD, vocab_size=97)},
 }

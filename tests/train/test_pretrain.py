@@ -179,3 +179,17 @@ def test_from_a_gpu_to_a_cpu_and_back(toy_corpus, tmp_path, stage):
     assert done.code == 0, done
     ours, theirs = ([r["loss"] for r in metrics(tmp_path / name)] for name in ("both", "cpu"))
     assert ours == pytest.approx(theirs, abs=1e-4, rel=0)
+
+
+def test_with_documents_apart_the_targets_that_count_are_told(toy_corpus, tmp_path):
+    """All tokens but those that end a document, whose followers belong to the next."""
+    sections = {"data": {"document_mask": True, "eod": 3}, "train": {"steps": 2}}
+    arguments = words(toy_corpus, tmp_path, **sections)
+    run(2, train_on_quietly, arguments)
+    config, counted = parse_config(arguments), []
+    stages, _ = open_corpora(config.data)
+    with train_loader(config, stages, dp=1, dp_rank=0, consumed=0) as batches:
+        for _ in range(2):
+            counted.append(int((next(batches)[0].tokens != 3).sum()))
+    assert [record["targets"] for record in metrics(tmp_path)] == counted
+    assert all(0 < count < 12 * 16 for count in counted)
