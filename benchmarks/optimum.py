@@ -52,7 +52,10 @@ def bottom(losses: dict[float, float]) -> float:
 
 
 def drift(widths: Sequence[int], bottoms: Sequence[float]) -> float:
-    """Octaves that the best learning rate moves per doubling of the width: a line's slope."""
+    """Octaves that the best learning rate moves per doubling of the width: a line's slope; not a
+    number for a single width."""
+    if len(widths) < 2:
+        return math.nan
     return float(np.polyfit(np.log2(widths), bottoms, 1)[0])
 
 

@@ -20,6 +20,8 @@ Without ``--text`` the text is Python's own help topics, which every installatio
 from __future__ import annotations
 
 import argparse
+import itertools
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -48,22 +50,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Search every combination, seed by seed; print a table, write JSON after each search."""
     options = _options(argv)
     text = read_text(options.text)
-    results: dict[str, Any] = {
-        "benchmark": "transfer",
-        "facts": facts(torch.device("cpu")),
-        **{key: getattr(options, key) for key in ("steps", "batch", "per_octave")},
-        "curves": [],
-    }
-    for seed in options.seeds:
-        for name in STARTS:
-            for curve in search(name, seed, options, text):
-                results["curves"].append(curve)
-                print(f"{name} {curve['width']} seed {seed}: {curve['best']:.2f}", file=sys.stderr)
-                write_json(options.json, results)
-    print(describe(results["curves"]), f"\n{results['facts']}", flush=True)
+    settings = {key: getattr(options, key) for key in ("steps", "batch", "per_octave")}
+    results = {"benchmark": "transfer", "facts": facts(torch.device("cpu")), **settings}
+    known = finished(options.json, settings)
+    for seed, name in itertools.product(options.seeds, STARTS):
+        for curve in search(name, seed, options, text, known):
+            known[name, curve["width"], seed] = curve
+            print(f"{name} {curve['width']} seed {seed}: {curve['best']:.2f}", file=sys.stderr)
+            write_json(options.json, {**results, "curves": list(known.values())})
+    asked = itertools.product(STARTS, sorted(options.widths), options.seeds)
+    curves = [known[which] for which in asked]
+    print(describe(curves), f"\n{results['facts']}", flush=True)
     if options.plot:
-        draw(results["curves"], options.plot)
+        draw(curves, options.plot)
     return 0
+
+
+def finished(path: Path | None, settings: dict[str, Any]) -> dict[Any, dict[str, Any]]:
+    """Curves by name, width and seed of a run that was interrupted or had fewer widths or seeds."""
+    if path is None or not path.exists():
+        return {}
+    before = json.loads(path.read_text(encoding="utf-8"))
+    if any(before[key] != value for key, value in settings.items()):
+        raise ValueError(f"{path} is of a run with other settings than {settings}: remove it")
+    for curve in before["curves"]:
+        curve["losses"] = {float(x): loss for x, loss in curve["losses"].items()}
+    return {(curve["name"], curve["width"], curve["seed"]): curve for curve in before["curves"]}
 
 
 def _options(argv: Sequence[str] | None) -> argparse.Namespace:
@@ -74,13 +86,15 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--per-octave", type=int, default=2, help="learning rates per factor of 2")
     parser.add_argument("--text", type=Path, help="a file, read as bytes")
-    parser.add_argument("--json", type=Path, help="also write the results here")
+    parser.add_argument(
+        "--json", type=Path, help="write the results here; go on with what is there already"
+    )
     parser.add_argument("--plot", type=Path, help="draw the curves here, .svg or .png")
     return parser.parse_args(argv)
 
 
 def search(
-    name: str, seed: int, options: argparse.Namespace, text: Tensor
+    name: str, seed: int, options: argparse.Namespace, text: Tensor, known: dict[Any, Any]
 ) -> Iterator[dict[str, Any]]:
     """Losses around the best learning rate for every width, smallest first; each other width's
     search begins at the smallest one's best point."""
@@ -93,7 +107,8 @@ def search(
             last = losses[-max(1, len(losses) // 10) :]
             return sum(last) / len(last)
 
-        losses = walk(loss, start, options.per_octave)
+        before = known.get((name, width, seed))
+        losses = before["losses"] if before else walk(loss, start, options.per_octave)
         if width == widths[0]:
             start = min(losses, key=losses.__getitem__)
         yield {

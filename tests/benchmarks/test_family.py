@@ -38,6 +38,32 @@ def test_transfer(tmp_path, capsys):
     assert (tmp_path / "t.svg").stat().st_size > 1000
 
 
+def test_transfer_goes_on_where_it_was(tmp_path, capsys, monkeypatch):
+    words = [
+        "--steps",
+        "3",
+        "--per-octave",
+        "1",
+        "--json",
+        str(tmp_path / "t.json"),
+        "--seeds",
+        "1",
+    ]
+    assert transfer.main([*words, "--widths", "16"]) == 0
+    few = json.loads((tmp_path / "t.json").read_text())["curves"]
+    trained = []
+    train = transfer.train
+    monkeypatch.setattr(
+        transfer, "train", lambda c, t: trained.append(c.model.width) or train(c, t)
+    )
+    assert transfer.main([*words, "--widths", "16", "32"]) == 0
+    assert set(trained) == {32}
+    more = json.loads((tmp_path / "t.json").read_text())["curves"]
+    assert [curve for curve in more if curve["width"] == 16] == few
+    with pytest.raises(ValueError, match="of a run with other settings"):
+        transfer.main([*words, "--batch", "2"])
+
+
 def test_both_parametrisations_start_alike_at_the_reference():
     """The same weights; stored scales differ, effective ones do not."""
     losses = []
