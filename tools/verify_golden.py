@@ -134,8 +134,13 @@ def _forward_config(
 
 def _forward_model(facts: dict[str, Any], trace: dict[str, Tensor]) -> ModelConfig:
     if "package" in facts:
-        return ngpt_pytorch.model_config(facts, _part(trace, "weights."))
+        return _ngpt_pytorch(facts, trace).model
     return hf.model_config(facts)
+
+
+def _ngpt_pytorch(facts: dict[str, Any], trace: dict[str, Tensor]) -> ngpt_pytorch.Published:
+    given = {name: value for name, value in facts.items() if name in ngpt_pytorch.ARGUMENTS}
+    return ngpt_pytorch.Published(_part(trace, "weights."), given)
 
 
 def module(trace: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, float]:
@@ -152,8 +157,11 @@ def module(trace: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, float]:
 
 def forward(engine: Engine, trace: dict[str, Tensor], facts: dict[str, Any]) -> dict[str, float]:
     """Largest difference of the logits; how many tokens we would have chosen otherwise."""
-    read = ngpt_pytorch.from_ngpt_pytorch if "package" in facts else hf.from_hf
-    engine.masters.set_weights(read(_part(trace, "weights.")))
+    if "package" in facts:
+        published = _ngpt_pytorch(facts, trace)
+        engine.masters.set_weights({name: published.load(name) for name in published.names})
+    else:
+        engine.masters.set_weights(hf.from_hf(_part(trace, "weights.")))
     logits = _whole_logits(engine, trace["input_ids"])
     found = {"logits": 0.0 if logits is None else _largest([_distance(logits, trace["logits"])])}
     if "greedy" not in trace:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_ngpt.config import ModelConfig
-from megatron_ngpt.interop import hf, nvidia
+from megatron_ngpt.interop import hf, ngpt_pytorch, nvidia
 from megatron_ngpt.model.spec import parameter_table
 
 
@@ -36,16 +37,31 @@ class Source:
     """What the user should know before training on."""
 
 
-def open_source(path: Path) -> Source:
-    """Whatever is at a path: a Hugging Face folder, or NVIDIA/ngpt's ``ckpt.pt``.
+def open_source(path: Path, arguments: Mapping[str, Any] | None = None) -> Source:
+    """Whatever is at a path: a Hugging Face folder, NVIDIA/ngpt's ``ckpt.pt``, or a state dict of
+    nGPT-pytorch.
+
+    Args:
+        path: folder or file.
+        arguments: what the model of a state dict of nGPT-pytorch was made with.
 
     Raises:
         FileNotFoundError: nothing is there.
-        ValueError: it is none of these, or lacks a parameter, or has one of another shape.
+        ValueError: it is none of these, or lacks a parameter, or has one of another shape, or
+            there are arguments for what has a configuration of its own.
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such file or folder")
-    return _hugging_face(path) if path.is_dir() else _nvidia(path)
+    content = {} if path.is_dir() else _unpickle(path)
+    if ngpt_pytorch.is_state_dict(tensors := _bare(content.get("model", content))):
+        saved = content.get("kwargs") or content.get("config") or {}
+        return _ngpt_pytorch(path, tensors, {**saved, **(arguments or {})})
+    if arguments:
+        raise ValueError(
+            f"{path} is no state dict of nGPT-pytorch and has a configuration of its own: leave "
+            f"{', '.join(arguments)} away"
+        )
+    return _hugging_face(path) if path.is_dir() else _nvidia(path, content)
 
 
 def _hugging_face(folder: Path) -> Source:
@@ -87,13 +103,17 @@ _ROTARY = (
     "NVIDIA/ngpt's own rotary embedding is no rotation (its issue 10): a model trained with it "
     "unchanged computes something else here; one trained with the interleaved rotation does not"
 )
-_PREFIXES = ("module.", "_orig_mod.")  # of DDP and torch.compile
+_BEFORE_NAMES = re.compile(r"^((module|_orig_mod)\.)+")
 
 
-def _nvidia(path: Path) -> Source:
-    content = _unpickle(path)
+def _nvidia(path: Path, content: dict[str, Any]) -> Source:
+    if not {"model", "model_args"} <= content.keys():
+        raise ValueError(
+            f"{path} has no model and model_args as a ckpt.pt of NVIDIA/ngpt has, and no "
+            "token_embed and rotary_embed as a state dict of nGPT-pytorch"
+        )
     model = nvidia.model_config(content["model_args"])
-    named = {_bare(name): tensor for name, tensor in content["model"].items()}
+    named = _bare(content["model"])
     places = {
         ours: (theirs, number)
         for theirs in named
@@ -108,16 +128,28 @@ def _nvidia(path: Path) -> Source:
     return Source("NVIDIA/ngpt", model, lambda name: stored(name).float(), _ROTARY)
 
 
-def _bare(name: str) -> str:
-    for prefix in _PREFIXES:
-        name = name.removeprefix(prefix)
-    return name
+def _bare(named: Mapping[str, Any]) -> dict[str, Any]:
+    """Without the prefixes of DDP and torch.compile."""
+    return {_BEFORE_NAMES.sub("", name): value for name, value in named.items()}
+
+
+def _ngpt_pytorch(path: Path, tensors: Mapping[str, Tensor], given: Mapping[str, Any]) -> Source:
+    try:
+        published = ngpt_pytorch.Published(tensors, given)
+        model, names = published.model, published.names
+        _check(model, {ours: tensors[theirs].shape for ours, theirs in names.items()}, path)
+    except KeyError as err:
+        raise ValueError(f"{path}: the state dict has nothing for {err.args[0]}") from err
+    except ValueError as err:
+        raise ValueError(f"{path}: {err}") from err
+    return Source("nGPT-pytorch", model, published.load, published.warning)
 
 
 def _unpickle(path: Path) -> dict[str, Any]:
-    """A ``ckpt.pt`` without running what a pickle may hold; its weights stay on disk.
+    """What torch.save wrote, without running what a pickle may hold; its weights stay on disk.
 
-    The random state that train.py saves beside them is a NumPy array, hence the names allowed.
+    The random state that NVIDIA/ngpt's train.py saves beside them is a NumPy array, hence the names
+    allowed.
     """
     rebuild = np.zeros(0).__reduce__()[0]
     allowed: list[Any] = [
@@ -129,8 +161,8 @@ def _unpickle(path: Path) -> dict[str, Any]:
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except (RuntimeError, pickle.UnpicklingError, EOFError) as err:
         raise ValueError(f"{path} cannot be read as a file of torch.save: {err}") from err
-    if not isinstance(content, dict) or not {"model", "model_args"} <= content.keys():
-        raise ValueError(f"{path} is no ckpt.pt of NVIDIA/ngpt: it has no model and model_args")
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} holds a {type(content).__name__}, not a model's weights")
     return content
 
 
