@@ -137,10 +137,11 @@ class GigatokenEncoder:
         gigatoken = require("gigatoken", "preprocess", "fast encoding")
         self._awkward = require("awkward", "preprocess", "fast encoding")
         self._reference = tokenizer
-        description = _describe(tokenizer)
+        reserved = _reserved_pieces(tokenizer)
+        description = _describe(tokenizer, reserved)
         self._normalize = _take_normalizer(description, tokenizer)
         self._bpe = gigatoken.Tokenizer.from_json(json.dumps(description))
-        probes = [*_PROBES, *_reserved_pieces(tokenizer)]
+        probes = [*_PROBES, *reserved]
         ids, lengths = self._encode([probe.encode() for probe in probes])
         for probe, found in zip(probes, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
             self._compare(probe, found)
@@ -179,7 +180,7 @@ class GigatokenEncoder:
             )
 
 
-def _describe(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
+def _describe(tokenizer: SentencePieceTokenizer, reserved: set[str]) -> dict[str, Any]:
     """gigatoken's description of the model, without the pieces that no text may become."""
     loader = require("gigatoken._load.sentencepiece", "preprocess", "fast encoding")
     description: dict[str, Any] = json.loads(
@@ -190,7 +191,6 @@ def _describe(tokenizer: SentencePieceTokenizer) -> dict[str, Any]:
         raise ValueError("its unused pieces need sentencepiece's own splitting")
     if any(not token["special"] for token in description["added_tokens"]):
         raise ValueError("its user-defined pieces need sentencepiece's own matching")
-    reserved = _reserved_pieces(tokenizer)
     if any(len(piece) == 1 for piece in reserved):
         raise ValueError("a control piece of one character would be taken for the character")
     description["added_tokens"] = []

@@ -50,12 +50,12 @@ class Assembly:
         self._before: list[list[int]] = (ends - counts).tolist()
         sequences, self.document_count, self.token_count = ends[-1].tolist()
         self._header = Header(dtype, sequences, self.document_count)
+        self._sizes = self.token_count * dtype.itemsize, self._header.idx_size
         self._temporaries = [Path(f"{path}.tmp") for path in pair(prefix)]
 
     def begin(self) -> None:
         """Make both files in their full sizes, under temporary names."""
-        sizes = self.token_count * self.dtype.itemsize, self._header.idx_size
-        for path, size in zip(self._temporaries, sizes, strict=True):
+        for path, size in zip(self._temporaries, self._sizes, strict=True):
             with path.open("wb") as file:
                 file.truncate(size)
 
@@ -69,16 +69,16 @@ class Assembly:
         Raises:
             ValueError: when a part is not what it was when it was finished.
         """
-        files = [path.open("r+b", buffering=0) for path in self._temporaries]
+        files = [os.open(path, os.O_WRONLY) for path in self._temporaries]
         try:
-            copy = partial(self._copy, *(file.fileno() for file in files))
             with ThreadPoolExecutor(threads) as pool:
-                found = [stretch for each in pool.map(copy, numbers) for stretch in each]
+                copied = pool.map(partial(self._copy, *files), numbers)
+                found = [stretch for each in copied for stretch in each]
             for file in files:
-                os.fsync(file.fileno())
+                os.fsync(file)
         finally:
             for file in files:
-                file.close()
+                os.close(file)
         return found
 
     def finish(self, stretches: Iterable[Stretch]) -> None:
@@ -95,9 +95,9 @@ class Assembly:
             ]
             os.fsync(index.fileno())
         every = sorted([*stretches, *ends])
-        for path in self._temporaries:
-            mine = [stretch for stretch in every if path.name.endswith(f"{stretch.suffix}.tmp")]
-            self.checksums[mine[0].suffix] = crc32_combined(mine, path.stat().st_size)
+        for suffix, size in zip((".bin", ".idx"), self._sizes, strict=True):
+            mine = [stretch for stretch in every if stretch.suffix == suffix]
+            self.checksums[suffix] = crc32_combined(mine, size)
         publish(self._temporaries, pair(self.prefix))
 
     def abandon(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import os
 import zlib
 from collections.abc import Iterable, Sequence
@@ -54,12 +55,16 @@ def crc32_combined(stretches: Iterable[Stretch], size: int) -> str:
 def copy_bytes(source: Path, target: int, offset: int, size: int) -> None:
     """Copy a whole file to a place in another, within the kernel where the file systems can.
 
+    What is written stays locked until the descriptor is closed: without a lock, NFS may write whole
+    pages, and so undo what another node writes beside it.
+
     Args:
         source: the file, of ``size`` bytes.
         target: descriptor of the other.
         offset: where in it.
         size: bytes.
     """
+    _lock(target, offset, size)
     done, in_kernel = 0, hasattr(os, "copy_file_range")
     with source.open("rb", buffering=0) as file:
         while done < size and in_kernel:
@@ -78,10 +83,11 @@ def copy_bytes(source: Path, target: int, offset: int, size: int) -> None:
 
 
 def write_at(target: int, suffix: str, start: int, blocks: Iterable[np.ndarray]) -> Stretch:
-    """Write blocks to a place in a file, one after another."""
+    """Write blocks to a place in a file, one after another; locked as by ``copy_bytes``."""
     crc, position = 0, start
     for block in blocks:
         content = np.ascontiguousarray(block).view(np.uint8).data
+        _lock(target, position, content.nbytes)
         _write_all(target, content, position)
         crc, position = zlib.crc32(content, crc), position + content.nbytes
     return Stretch(suffix, start, position - start, crc)
@@ -105,6 +111,11 @@ def rename(temporary: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def _lock(file: int, start: int, size: int) -> None:
+    if size:  # 0 would mean all that follows
+        fcntl.lockf(file, fcntl.LOCK_EX, size, start)
 
 
 def _write_all(target: int, content: memoryview | bytes, offset: int) -> None:
