@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime, timedelta
 from itertools import pairwise
 from pathlib import Path
+from textwrap import shorten
 
 from megatron_ngpt.engine.checkpoint.folder import checkpoints
 from megatron_ngpt.train.attempts import Attempt, closed, newest, read_attempts, read_metrics
@@ -70,7 +71,7 @@ def _row(attempt: Attempt, running: bool) -> str:
     reason = attempt.reason if not running else f"running, or {attempt.reason}"
     return (
         f"{attempt.number:<8} {started}  {attempt.job or '-':<7} {attempt.nodes or '-':<16} "
-        f"{attempt.ranks:<6} {steps:<14} {reason} {attempt.detail}".rstrip()
+        f"{attempt.ranks:<6} {steps:<14} {reason} {shorten(attempt.detail, 100)}".rstrip()
     )
 
 
@@ -92,11 +93,12 @@ def _goodput(attempts: Sequence[Attempt], records: Sequence[dict]) -> str:
     """How much of the time since the first start went into steps that count."""
     trained = sum(record["step_seconds"] for record in records)
     seconds = max(attempts[-1].ended - attempts[0].started, trained, 1e-9)
-    lost = sum(steps_lost(*pair) for pair in pairwise(attempts))
+    last = attempts[-1]
+    lost = sum(steps_lost(*pair) for pair in pairwise(attempts)) + max(0, last.step - last.saved)
     part, whole = (timedelta(seconds=round(number)) for number in (trained, seconds))
     return (
         f"{part} of {whole} since the first start ({trained / seconds:.0%}) went into steps that "
-        f"count; {lost} steps were lost and done again"
+        f"count; {lost} steps were lost"
     )
 
 

@@ -27,5 +27,8 @@ srun_options=()
 mpi=(srun --mpi=pmix --kill-on-bad-exit=1 "${srun_options[@]}")
 # mpi=(mpirun)
 
-# Attempts in a row without a new checkpoint after which a job requeues no more.
+# Attempts in a row without a new checkpoint (preprocessing: a finished shard) after which a job requeues no more.
 tries=3
+
+# Seconds that srun may outlive its ranks.
+srun_patience=120

@@ -18,3 +18,18 @@ requeue_unless_cancelled() {
     scontrol requeue "$SLURM_JOB_ID"
   fi
 }
+
+# srun (a process) waits for ever for ranks whose slurmstepd was killed. End it when the ranks of a run
+# (a folder) told of their end two minutes ago, in a file newer than its start (seconds since 1970).
+end_forgotten() {
+  local told
+  while sleep 5 && kill -0 "$1" 2>/dev/null; do
+    told=$(find "$2/trouble" "$2/attempts.jsonl" -type f -newermt "@$3" -printf '%T@ %p\n' 2>/dev/null |
+      sort -n | head -n 1)
+    case $told in
+      '') continue ;;
+      *attempts.jsonl) tail -n 1 "$2/attempts.jsonl" | grep -q '"reason"' || continue ;;
+    esac
+    if [ "$(($(date +%s) - ${told%%.*}))" -gt "${srun_patience:-120}" ]; then kill -KILL "$1"; fi
+  done
+}

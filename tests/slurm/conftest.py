@@ -21,7 +21,7 @@ ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 SITE = """
 export PATH={path} PYTHONPATH=$PWD OMP_NUM_THREADS=1
 container=(env INSIDE=1) srun_options=() debug_options=(--ntasks-per-node=1)
-mpi=({mpi}) tries=3
+mpi=({mpi}) tries=3 srun_patience=6
 """
 
 

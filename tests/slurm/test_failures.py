@@ -84,19 +84,35 @@ def a_killed_node(run: Run) -> str:
     return "rank died"
 
 
+def a_killed_rank_that_slurm_forgot(run: Run) -> str:
+    """Its slurmstepd is killed before it, so that srun never learns of its end."""
+    run.reach(15)
+    rank = rank_pid(run, 1)
+    kill_slurmstepd(rank)
+    os.kill(rank, signal.SIGKILL)
+    return "rank died"
+
+
+def kill_slurmstepd(rank: int) -> None:
+    """Kill the parent of a rank, SLURM's process on its node; the rank lives on."""
+    parent = psutil.Process(rank).parent()
+    assert parent.cmdline()[0].startswith("slurmstepd"), parent.cmdline()
+    parent.kill()
+
+
 def a_hung_rank(run: Run) -> str:
     run.reach(15)
     os.kill(rank_pid(run, 1), signal.SIGSTOP)
     return "hang"
 
 
-def survive(run: Run, whole, *failures: Callable[[Run], str], moves: dict | None = None) -> None:
-    """One job through one failure after another, each of which it comes back from."""
+def survive(run: Run, *failures: Callable[[Run], str], moves: dict | None = None) -> list[str]:
+    """One job through one failure after another, each of which it comes back from; the reasons."""
     reasons = []
     for restarts, failure in enumerate(failures, 1):
         reasons.append(failure(run))
         run.requeued(restarts, *(moves or {}).get(restarts, ()))
-    check_end(run, whole, *reasons, names=[failure.__name__ for failure in failures])
+    return reasons
 
 
 def test_asked_to_end_by_signal_limit_and_preemption(pretraining, whole):
@@ -105,7 +121,8 @@ def test_asked_to_end_by_signal_limit_and_preemption(pretraining, whole):
     run.submit("--nodes=2", "--time=10", "--signal=B:USR1@60")
     moves = {2: ["TimeLimit=10"], 3: ["Partition=cheap"]}  # EndTime changed it
     failures = (the_signal_before_the_limit, the_limit_itself, preemption, preemption)
-    survive(run, whole, *failures, moves=moves)
+    reasons = survive(run, *failures, moves=moves)
+    check_end(run, whole, *reasons, names=[failure.__name__ for failure in failures])
     assert all(a.resumed_at == b.step for b, a in pairwise(run.attempts)), "nothing was lost"
     first = run.attempts[0]
     assert (first.nodes, first.ranks, first.job) == ("n[1-2]", 2, run.job)
@@ -114,9 +131,14 @@ def test_asked_to_end_by_signal_limit_and_preemption(pretraining, whole):
 
 
 def test_killed_rank_hung_rank_killed_node(pretraining, whole):
+    """At last a slurmstepd is killed whose rank lives on: srun alone does not notice the end."""
     run = pretraining(train={"hang_timeout": 8})
     run.submit("--nodes=2")
-    survive(run, whole, a_killed_rank, a_hung_rank, a_killed_node)
+    failures = (a_killed_rank, a_hung_rank, a_killed_rank_that_slurm_forgot, a_killed_node)
+    reasons = survive(run, *failures)
+    run.reach(5)
+    kill_slurmstepd(rank_pid(run, 1))
+    check_end(run, whole, *reasons, names=[failure.__name__ for failure in failures])
     assert run.facts()["NodeList"] == "n[1,3]", "another node took over"
     stack = run.folder / f"{TROUBLE}_attempt_0002" / "rank_00000.stack"
     first, *frames = stack.read_text().splitlines()
