@@ -1,7 +1,9 @@
 """Peak memory and seconds per token as sequences grow, with and without each way to save memory.
 
     python -m benchmarks.long_context
-    python -m benchmarks.long_context --lengths 64k --ways plain,all --plot long.png
+    python -m benchmarks.long_context --lengths 64k --ways plain,all --plot long.png --table long.md
+
+All of it takes about 20 minutes of two cores. benchmarks.longest is what a GPU is for.
 
 One training step of one sequence after a warm-up of 512 tokens, fp32, in processes of their own:
 one, or two that share the sequence and have as many threads together. Memory is the most bytes of
@@ -97,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             results["measured"].append({**asdict(job), **found})
             print(_line(results["measured"][-1]), flush=True)
     print(report(results))
+    if options.table:
+        options.table.write_text(report(results) + "\n", encoding="utf-8")
     write_json(options.json, results)
     if options.plot:
         plot(results, options.plot)
@@ -178,6 +182,7 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--lengths", default="2k,8k,32k,64k", help="default: %(default)s")
     parser.add_argument("--ways", default=",".join(WAYS), help="default: all")
     parser.add_argument("--json", type=Path, help="file for all results")
+    parser.add_argument("--table", type=Path, help="file for the table, Markdown")
     parser.add_argument("--plot", type=Path, help="image file; extra plot")
     return parser
 

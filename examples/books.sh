@@ -28,7 +28,7 @@ pretrain() {
     --data.tokenizer "$tokenizer" "${@:2}"
 }
 say "2. Pretrain with 512 tokens"
-pretrain 1 --logging.dir "$out/short"
+pretrain 2 --logging.dir "$out/short"
 
 evaluate() { # RUN NAME settings
   torchrun --standalone --nproc-per-node 1 tools/evaluate.py --checkpoint "$out/$1" --data "$out/valid_text_document" \
@@ -44,7 +44,7 @@ if [ ! -d "$out/long" ]; then
   mkdir "$out/long"
   cp -r "$out/short/checkpoints" "$out/long/"
 fi
-pretrain 2 --logging.dir "$out/long" --data.seq_len 2048 --train.global_batch 1 --train.micro_batch 1 --train.steps 700 \
+pretrain 2 --logging.dir "$out/long" --data.seq_len 2048 --train.global_batch 2 --train.micro_batch 1 --train.steps 1200 \
   --parallel.cp 2 --model.rope_scaling yarn "${longer[@]}"
 evaluate long long
 

@@ -18,7 +18,8 @@ def data_problems(data: DataConfig) -> Iterator[str]:
     if data.shuffle_unit % max(1, data.seq_len):
         yield (
             f"data.shuffle_unit = {data.shuffle_unit} is not a multiple of data.seq_len = "
-            f"{data.seq_len}: samples are cut from units"
+            f"{data.seq_len}: samples are cut from units; take the longest length that is planned "
+            "for the unit, or 0, which is another order of the corpus"
         )
     for setting, corpora in (*blends_of(data).items(), ("data.valid", valid)):
         yield from _blend(setting, corpora, data.cache_dir)

@@ -26,11 +26,14 @@ def test_the_table_has_a_row_per_way_and_a_column_per_length():
 @pytest.mark.slow
 def test_memory_that_is_saved_is_seen_and_estimated(tmp_path):
     path = tmp_path / "found.json"
-    words = ["--lengths", "2k", "--ways", "plain,loss chunks,all,cp2 ring", "--json", str(path)]
+    words = ["--lengths", "2k", "--ways", "plain,loss chunks,recompute,attention kept,all,cp2 ring"]
+    words += ["--json", str(path), "--table", str(tmp_path / "table.md")]
     assert main([*words, "--plot", str(tmp_path / "plot.png")]) == 0
     found = {m["way"]: m for m in json.loads(path.read_text())["measured"]}
     assert found["all"]["peak"] < found["loss chunks"]["peak"] < found["plain"]["peak"]
+    assert found["recompute"]["peak"] < found["attention kept"]["peak"] < found["plain"]["peak"]
     assert found["cp2 ring"]["peak"] < 0.6 * found["plain"]["peak"]
+    assert "| attention kept |" in (tmp_path / "table.md").read_text()
     for measured in found.values():
         assert measured["estimate"] == pytest.approx(measured["peak"], rel=0.15)
     assert (tmp_path / "plot.png").stat().st_size > 1000

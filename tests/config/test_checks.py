@@ -42,6 +42,14 @@ IMPOSSIBLE = {
     ],
     "--optim.betas [0.9,1.0]": ["optim.betas = [0.9, 1.0]", "[0, 1)"],
     "--train.steps 0": ["train.steps = 0", "at least 1"],
+    "--train.offload true": ["train.offload", "set train.recompute to true"],
+    "--train.recompute_keep [matmul]": ["recompute_keep = ['matmul']", "set train.recompute to"],
+    "--train.recompute true --train.recompute_keep [matmul] --train.compile true": [
+        "recompute_keep = ['matmul'] with train.compile", "leave one",
+    ],
+    "--train.recompute true --train.recompute_keep [norm]": [
+        "recompute_keep", "norm", "'attention', 'matmul', 'all_gather'",
+    ],
     "--train.micro_batch 0": ["train.micro_batch = 0", "at least 1"],
     "--train.stop_at 11 --train.steps 10": ["train.stop_at = 11", "train.steps = 10", "set 0"],
     "--data.train s3://bucket/a": ["data.train = s3://bucket/a is a URL", "data.cache_dir"],
