@@ -35,7 +35,7 @@ from megatron_ngpt.config import (
     TrainConfig,
 )
 from megatron_ngpt.engine.engine import Engine
-from megatron_ngpt.interop import hf, microsoft, ngpt_pytorch, nvidia
+from megatron_ngpt.interop import hf, hf_config, microsoft, ngpt_pytorch, nvidia
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.launch import finish, pick_device, read_launch, start
 from megatron_ngpt.mesh.mesh import Mesh
@@ -135,7 +135,7 @@ def _forward_config(
 def _forward_model(facts: dict[str, Any], trace: dict[str, Tensor]) -> ModelConfig:
     if "package" in facts:
         return _ngpt_pytorch(facts, trace).model
-    return hf.model_config(facts)
+    return hf_config.model_config(facts)
 
 
 def _ngpt_pytorch(facts: dict[str, Any], trace: dict[str, Tensor]) -> ngpt_pytorch.Published:

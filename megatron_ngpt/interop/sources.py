@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_ngpt.config import ModelConfig
-from megatron_ngpt.interop import hf, ngpt_pytorch, nvidia
+from megatron_ngpt.interop import hf, hf_config, ngpt_pytorch, nvidia
 from megatron_ngpt.model.spec import parameter_table
 
 
@@ -73,7 +73,7 @@ def _hugging_face(folder: Path) -> Source:
         raise ValueError(
             f"{folder}/config.json has model_type = {published.get('model_type')}, not ngpt"
         )
-    model = hf.model_config(published)
+    model = hf_config.model_config(published)
     places: dict[str, tuple[Path, str]] = {}
     shapes: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):

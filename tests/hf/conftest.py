@@ -32,6 +32,45 @@ KINDS = {
         width=24, layers=2, heads=4, kv_heads=1, head_dim=8, vocab_size=330, ffn_width=40,
         mlp="relu2", mlp_eps=1e-6, rope_style="half", rope_theta=1e6, s_z=ScaleConfig(init=3.0),
     ),
+    "differential": ModelConfig(
+        width=24, layers=3, heads=4, kv_heads=2, head_dim=12, ffn_width=40, vocab_size=330,
+        attention="differential", rotary_fraction=0.7,
+    ),
+    "ensemble": ModelConfig(
+        width=24, layers=2, heads=4, kv_heads=2, head_dim=14, ffn_width=40, vocab_size=330,
+        attention="ensemble", tied_embedding=True,
+    ),
+    "gpt": ModelConfig(
+        architecture="gpt", width=24, layers=2, heads=4, kv_heads=2, ffn_width=40, vocab_size=330,
+        norm_eps=1e-5,
+    ),
+    "gpt differential": ModelConfig(
+        architecture="gpt", width=24, layers=2, heads=2, kv_heads=1, ffn_width=40, vocab_size=330,
+        attention="differential", rope_scaling="yarn", rope_factor=4.0, rope_original=8,
+    ),
+    "gpt ensemble": ModelConfig(
+        architecture="gpt", width=24, layers=2, heads=4, kv_heads=2, head_dim=12, ffn_width=40,
+        vocab_size=330, attention="ensemble", maps=2, map_dim=8, value_residual=True, mlp="relu2",
+        tied_embedding=True,
+    ),
+    "nugpt": ModelConfig(
+        width=24, layers=3, heads=4, ffn_width=40, vocab_size=330, parametrisation="nugpt",
+        reference_width=10, reference_layers=7, alpha_mlp=ScaleConfig(init=(0.1, 0.07, 0.3)),
+        s_z=ScaleConfig(init=1.7), logit_preconditioning=True,
+    ),
+    "spheres": ModelConfig(
+        width=24, layers=2, heads=2, ffn_width=40, vocab_size=330, hyperspheres=3,
+        sphere_slack=0.05, value_residual=True, s_uv=ScaleConfig(scale=(1.0, 0.5)),
+        alpha_mlp=ScaleConfig(init=(0.1, 0.2), shared=True), s_qk=ScaleConfig(learned=False),
+        rope_frequencies=(1.0, 0.3, 0.1, 0.02, 0.01, 0.002),
+    ),
+    "arc": ModelConfig(
+        width=24, layers=2, heads=4, head_dim=8, ffn_width=40, vocab_size=330, residual="slerp",
+        qk_norm=False, rope_scaling="linear", rope_factor=2.0,
+        rope_frequencies=(1.0, 0.3, 0.1, 0.02), s_qk=ScaleConfig(init=1.5, shared=True),
+        s_uv=ScaleConfig(init=0.8, learned=False), s_z=ScaleConfig(init=4.0, learned=False),
+        alpha_attention=ScaleConfig(init=0.3, learned=False),
+    ),
 }  # fmt: skip
 SENTENCES = ["the cat sat on the mat", "a dog lay on the rug", "where is 1 cat?\n\n\tdéjà vu"]
 
