@@ -12,6 +12,7 @@ import torch
 from megatron_ngpt.engine.checkpoint.folder import find_checkpoint
 from megatron_ngpt.engine.checkpoint.index import DamagedCheckpoint
 from megatron_ngpt.interop.export import export
+from megatron_ngpt.interop.fold import fold_logit_scale
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -28,6 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             file_bytes=round(options.file_gb * 1e9),
             tokenizer=options.tokenizer,
         )
+        if options.fold_sz:
+            fold_logit_scale(options.output)
     except (ValueError, OSError, ModuleNotFoundError, DamagedCheckpoint) as err:
         print(f"export_hf.py: {err}", file=sys.stderr)
         return 2
@@ -53,6 +56,10 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
         "--file-gb", type=float, default=2.0, help="most fp32 gigabytes per file, and in memory"
     )
     parser.add_argument("--tokenizer", default="", help="SentencePiece model, if not the run's own")
+    parser.add_argument(
+        "--fold-sz", action="store_true",
+        help="multiply the head's rows by s_z and leave sz out, for vLLM; cannot be imported",
+    )  # fmt: skip
     return parser.parse_args(argv)
 
 

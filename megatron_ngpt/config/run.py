@@ -89,6 +89,10 @@ class OptimConfig:
     """Largest angle in radians by which a step of ngpt turns a vector of a matrix, embeddings
     apart (arXiv 2608.01284); 0 means none. Keeps a copy of the masters."""
 
+    angle_cap_schedule: Literal["constant", "learning_rate"] = "constant"
+    """constant: angle_cap holds in every step; learning_rate: it follows the learning rate, times
+    lr(step) / lr, so that it binds as often at the end of the decay as at the peak."""
+
     reference_steps: int = 0
     """train.steps at which lr was found, for model.parametrisation = nugpt; 0 means this run's."""
 

@@ -6,11 +6,13 @@ cos(t) w + sin(t) u / |u|, on the geodesic at angle t; another one is scaled to 
 |d|^2, w . d and |w + d|^2 tell all of it; each rank adds up the parts of its pieces.
 |w|^2 - (w . (w + d))^2 would be the same as |u|^2 and lose its digits to cancellation.
 
-Source: arXiv 2608.01284v2, where the cap may change with time; here it does not.
+Source: arXiv 2608.01284v2, where the cap is a function of time; see
+:func:`megatron_ngpt.engine.schedule.angle_cap`.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -27,23 +29,23 @@ class CappedProjection(Projection):
     Args:
         fragments: as of :class:`Projection`; matrices of the group "embedding" are not capped.
         group: as of :class:`Projection`.
-        cap: largest angle, radians.
+        cap: largest angle, radians; may be changed between steps.
     """
 
     def __init__(
         self, fragments: Sequence[Fragment], group: dist.ProcessGroup | None, cap: float
     ) -> None:
-        self.limits: list[float] = []
+        self.free: list[bool] = []
         self.cap = cap
         super().__init__(fragments, group)
         self.before: list[Tensor] = []
-        self.limit = torch.tensor(self.limits, device=self.squares.device)
+        self.uncapped = torch.tensor(self.free, device=self.squares.device)
         self.sums = torch.zeros(3, self.vectors, device=self.squares.device)
 
     def _add(self, fragment: Fragment, norm_dim: int) -> None:
         super()._add(fragment, norm_dim)
-        limit = float("inf") if fragment.spec.group == "embedding" else self.cap
-        self.limits += [limit] * (self.vectors - len(self.limits))
+        free = fragment.spec.group == "embedding"
+        self.free += [free] * (self.vectors - len(self.free))
 
     def remember(self) -> None:
         """Keep the vectors as they are, before a step."""
@@ -75,10 +77,9 @@ class CappedProjection(Projection):
             dist.all_reduce(self.sums, group=self.group)
         moved, along, length = self.sums.double().clone()  # squared but for w . d
         side = (moved - along.square()).clamp_min(0).sqrt()
-        capped = torch.atan2(side, 1 + along) > self.limit
-        limit = torch.where(capped, self.limit, 0.0).double()
-        new = torch.where(capped, limit.sin() / side.clamp_min(1e-30), 1.0)
-        old = torch.where(capped, limit.cos() - new * (1 + along), 0.0)
+        capped = (torch.atan2(side, 1 + along) > self.cap) & ~self.uncapped
+        new = torch.where(capped, math.sin(self.cap) / side.clamp_min(1e-30), 1.0)
+        old = torch.where(capped, math.cos(self.cap) - new * (1 + along), 0.0)
         # as w is not exactly of length 1, neither is the sum
         was = length - 2 * along - moved
         found = new**2 * length + 2 * new * old * (was + along) + old**2 * was

@@ -13,6 +13,7 @@ from megatron_ngpt.config.deepspeed import deepspeed_config
 from megatron_ngpt.engine import zero
 from megatron_ngpt.engine.masters import Masters
 from megatron_ngpt.engine.optimizer import build_optimizer, set_learning_rate
+from megatron_ngpt.engine.schedule import angle_cap
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.model.spec import parameter_count, parameter_table
 from megatron_ngpt.ops.attention import pick_attention
@@ -115,6 +116,7 @@ class Engine:
     def update(self, lr: float) -> float:
         """Clip, step, project, refresh the copies; returns the norm before clipping."""
         set_learning_rate(self.optimizer, lr)
+        self.masters.cap_angles(angle_cap(self.config, lr))
         norm = self._clip()
         self.deepspeed.step()
         return float(self.deepspeed.get_global_grad_norm() if norm is None else norm)

@@ -75,6 +75,12 @@ class Masters:
             found.setdefault(fragment.group, []).append(fragment)
         return dict(sorted(found.items()))
 
+    def cap_angles(self, cap: float) -> None:
+        """Change the largest angle of the steps to come, where there is one at all."""
+        for projection in self.projections.values():
+            if isinstance(projection, CappedProjection):
+                projection.cap = cap
+
     @torch.no_grad()
     def initialise(self, seed: int) -> None:
         """Initial weights, written to the masters so that they are the same on every topology."""

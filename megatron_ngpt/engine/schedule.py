@@ -7,6 +7,18 @@ import math
 from megatron_ngpt.config import Config
 
 
+def angle_cap(config: Config, lr: float) -> float:
+    """Largest angle of a step at this learning rate, radians; 0 where there is no cap.
+
+    arXiv 2608.01284 has a cap theta_max(t) that changes with time. Following the learning rate, it
+    keeps its ratio to the angles that steps turn by, which are about proportional to the rate.
+    """
+    optim = config.optim
+    if optim.angle_cap_schedule == "constant" or optim.lr == 0:
+        return optim.angle_cap
+    return optim.angle_cap * lr / optim.lr
+
+
 def learning_rate(config: Config, step: int) -> float:
     """Learning rate of optimizer step ``step`` (0 is the first) of ``train.steps``.
 

@@ -78,6 +78,18 @@ def test_angles_are_at_most_the_cap_and_lengths_stay_one_over_many_steps():
     assert (flat[:35].view(7, 5).double().norm(dim=1) - 1).abs().max() <= 3e-7
 
 
+def test_the_cap_may_change_between_steps_and_at_0_nothing_turns():
+    fragments, flat = cut(moved()[0], (0, total()))
+    projection = CappedProjection(fragments, None, CAP)
+    for cap in (0.05, 0.2, 0.0):
+        projection.cap, old = cap, flat[:35].view(7, 5).double()
+        projection.remember()
+        flat += 0.3 * torch.randn(total(), generator=torch.Generator().manual_seed(1))
+        projection()
+        cosines = torch.cosine_similarity(old, flat[:35].view(7, 5).double(), dim=1)
+        assert cosines.clamp(max=1).acos().max() == pytest.approx(cap, rel=1e-3, abs=1e-3)
+
+
 def _cut_anywhere(mesh):
     worst = 0.0
     for one, two in ((0, 3), (7, 38), (40, 61), (12, 12), (33, 70)):

@@ -9,13 +9,8 @@ from tests.distributed import run
 from tests.jobs import REPOSITORY
 
 PRESETS = sorted((REPOSITORY / "examples/configs/seeds").glob("*_1kctx_*.yaml"))
-# docs/architectures.md has the same words
-SMALLER = {
-    "model.width": 128, "model.layers": 2, "model.ffn_width": 256, "model.vocab_size": 64,
-    "model.init_std": 0, "data.seq_len": 32, "optim.warmup_steps": 2, "optim.lr": 0.01,
-    "train.steps": 12, "train.global_batch": 16, "train.micro_batch": 8, "engine.device": "cpu",
-}  # fmt: skip
-WORDS = [f"--{name}={value}" for name, value in SMALLER.items()]
+TWIN = REPOSITORY / "examples/configs/cpu_twin.yaml"
+WORDS = ["--config", str(TWIN), "--model.vocab_size=64"]
 STEPS = 12
 
 

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from megatron_ngpt.config import Config, OptimConfig, TrainConfig
-from megatron_ngpt.engine.schedule import learning_rate
+from megatron_ngpt.engine.schedule import angle_cap, learning_rate
 
 
 def curve(schedule, steps=20, **optim):
@@ -91,3 +91,12 @@ def test_rises_then_falls_within_bounds_and_stays_there_after_the_end(schedule, 
     assert rates[peak:] == sorted(rates[peak:], reverse=True)
     assert all(0.1 - 1e-12 <= rate <= 1.0 for rate in rates[warmup:])
     assert len(set(rates[steps:])) == 1
+
+
+def test_the_angle_cap_stays_or_follows_the_learning_rate():
+    optim = {"lr": 0.02, "angle_cap": 0.1}
+    stays = Config(optim=OptimConfig(**optim))
+    follows = Config(optim=OptimConfig(**optim, angle_cap_schedule="learning_rate"))
+    assert [angle_cap(stays, lr) for lr in (0.02, 0.005, 0.0)] == [0.1] * 3
+    assert [angle_cap(follows, lr) for lr in (0.02, 0.005, 0.0)] == pytest.approx([0.1, 0.025, 0])
+    assert angle_cap(Config(), 0.02) == 0

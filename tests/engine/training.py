@@ -191,7 +191,10 @@ def train_plainly(config: Config, tokens: Tensor) -> Record:
                 parameter.data = to_the_sphere(parameter.data, embedding_axis(name), config.model)
                 if optim.angle_cap and not name.startswith("embed"):
                     axis = embedding_axis(name)
-                    parameter.data = capped(before[name], parameter.data, axis, optim.angle_cap)
+                    cap = optim.angle_cap
+                    if optim.angle_cap_schedule == "learning_rate":
+                        cap *= learning_rate(config, step) / optim.lr
+                    parameter.data = capped(before[name], parameter.data, axis, cap)
     record.final = {n: p.detach() for n, p in named.items()}
     return record
 

@@ -23,7 +23,7 @@ SMALL = Config(
 def test_examples(path):
     """On as many ranks as they are made for."""
     made_for = {"ngpt_8b": 512, "debug_cpu_tp2_pp2": 8}
-    made_for |= dict.fromkeys(("debug_cpu", "quickstart", "books_cpu"), 2)
+    made_for |= dict.fromkeys(("debug_cpu", "quickstart", "books_cpu", "cpu_twin"), 2)
     world_size = made_for.get(path.stem, 64)
     told = dry_run(load_config(path), world_size)
     assert f"{world_size} ranks" in told.splitlines()[0]

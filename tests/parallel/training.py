@@ -19,6 +19,7 @@ from megatron_ngpt.config import (
 )
 from megatron_ngpt.engine.checkpoint.state import engine_boxes
 from megatron_ngpt.engine.engine import Engine
+from megatron_ngpt.engine.schedule import learning_rate
 from megatron_ngpt.keep import OPS
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.mesh import Mesh
@@ -83,6 +84,8 @@ KINDS: dict[str, dict[str, Any]] = {
         "gate": 0.5,
         "eps": 1e-5,
         "angle_cap": 0.02,
+        "angle_cap_schedule": "learning_rate",
+        "schedule": "logarithmic",
     },
     # scales stored at 0.03: a step of 0.01 would move them by a third
     "nugpt": {"model": replace(MODEL, parametrisation="nugpt", reference_width=16), "lr": 0.003},
@@ -221,12 +224,12 @@ def train(mesh: Mesh, case: Case, tokens: Tensor) -> Record:
     record.start = _weights(engine)
     record.logits = engine.logits(tokens[0, :3, :PROMPT])
     record.valid.append(engine.evaluate(*share(engine, tokens[0])))
-    for rows in tokens:
+    for step, rows in enumerate(tokens):
         loss = engine.mean(engine.backward(*share(engine, rows)))
         if not record.gradients:
             record.gradients = {n: engine.masters.full_gradient(n) for n in engine.table}
         record.losses.append(loss)
-        record.norms.append(engine.update(engine.config.optim.lr))
+        record.norms.append(engine.update(learning_rate(engine.config, step)))
     record.valid.append(engine.evaluate(*share(engine, tokens[0])))
     weights = _weights(engine)
     record.off_sphere = distance_from_sphere(weights)
