@@ -24,12 +24,10 @@ requeue_unless_cancelled() {
 end_forgotten() {
   local told
   while sleep 5 && kill -0 "$1" 2>/dev/null; do
-    told=$(find "$2/trouble" "$2/attempts.jsonl" -type f -newermt "@$3" -printf '%T@ %p\n' 2>/dev/null |
-      sort -n | head -n 1)
-    case $told in
-      '') continue ;;
-      *attempts.jsonl) tail -n 1 "$2/attempts.jsonl" | grep -q '"reason"' || continue ;;
-    esac
-    if [ "$(($(date +%s) - ${told%%.*}))" -gt "${srun_patience:-120}" ]; then kill -KILL "$1"; fi
+    told=$(find "$2/trouble" -type f -newermt "@$3" -printf '%T@\n' 2>/dev/null | sort -n | head -n 1)
+    if [ -z "$told" ] && tail -n 1 "$2/attempts.jsonl" 2>/dev/null | grep -q '"reason"'; then
+      told=$(find "$2/attempts.jsonl" -newermt "@$3" -printf '%T@\n')
+    fi
+    if [ -n "$told" ] && [ "$(($(date +%s) - ${told%%.*}))" -gt "${srun_patience:-120}" ]; then kill -KILL "$1"; fi
   done
 }

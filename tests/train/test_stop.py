@@ -71,8 +71,11 @@ def same_but_for_time(ours: list[dict], theirs: list[dict]) -> bool:
 # boundaries of 8 steps: 1 before each step, 3 in the evaluation after each second one
 @pytest.mark.parametrize(
     "boundaries",
-    [[1, 2, 1, 1, 3], [3, 4], [5, 3, 1, 2, 2, 2]],
-    ids=["before steps", "in evaluations", "both"],
+    [
+        pytest.param([1, 2, 1, 1, 3], id="before steps", marks=pytest.mark.slow),
+        pytest.param([3, 4], id="in evaluations", marks=pytest.mark.slow),
+        pytest.param([5, 3, 1, 2, 2, 2], id="both"),
+    ],
 )
 def test_a_run_asked_to_end_is_saved_and_goes_on_to_the_bit(toy_corpus, tmp_path, boundaries):
     ours, whole = tmp_path / "ours", tmp_path / "whole"
