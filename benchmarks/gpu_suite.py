@@ -68,6 +68,12 @@ CASES = (
         "--preset 0.5b --dtype bf16 --ranks 1 --stages 1 3 --steps 10",
         "--preset toy --dtype bf16 --ranks 1 --stages 1 --steps 2",
     ),
+    Case(
+        "longest sequence at 1B",
+        "benchmarks.longest",
+        "--ways plain,all,all_but_attention --start 16k --limit 64k",
+        "--ways plain,all --model toy --start 128 --limit 128",
+    ),
 )
 
 

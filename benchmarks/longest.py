@@ -42,10 +42,10 @@ CHUNKS = {"loss_chunk": 4096}
 ALL = {**CHUNKS, "mlp_tile": 4096, "recompute": True}
 WAYS: dict[str, dict[str, Any]] = {
     "plain": {},
-    "loss chunks": CHUNKS,
+    "loss_chunks": CHUNKS,
     "all": ALL,
-    "all but attention": {**ALL, "recompute_keep": ("attention",)},
-    "all and offloaded": {**ALL, "offload": True},
+    "all_but_attention": {**ALL, "recompute_keep": ("attention",)},
+    "all_offloaded": {**ALL, "offload": True},
 }
 """``all`` is loss chunks, MLP tiles and recomputation, the last two the same and more; ``plain`` is
 not our model."""

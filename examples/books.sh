@@ -31,7 +31,7 @@ say "2. Pretrain with 512 tokens"
 pretrain 2 --logging.dir "$out/short"
 
 evaluate() { # RUN NAME settings
-  torchrun --standalone --nproc-per-node 1 tools/evaluate.py --checkpoint "$out/$1" --data "$out/valid_text_document" \
+  torchrun --standalone --nproc-per-node 2 tools/evaluate.py --checkpoint "$out/$1" --data "$out/valid_text_document" \
     --lengths 512,1k,2k --passkey --depths 3 --output "$out/$2.json" --plot "$out/$2.png" --train.loss_chunk 512 "${@:3}"
 }
 longer=(--model.rope_factor 4 --model.rope_original 512)
