@@ -23,6 +23,7 @@ it grows by while it works, of its largest process.
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import resource
@@ -88,6 +89,7 @@ def measure(
     # Imported before the processes fork: a job pays for it once, and this text is small.
     for module in ("gigatoken", "awkward", "tokenizers"):
         require(module, "preprocess", "this benchmark")
+    gc.freeze()  # no contestant's process would have torch to look through
     ours = partial(_ours, text, model, folder, options.workers)
     slow: dict[str, Callable[[], None]] = {
         "sentencepiece, 1 process": partial(_sentencepiece, text, model, 1),

@@ -165,9 +165,7 @@ class GigatokenEncoder:
 
     def _encode(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         # Our threads each encode a batch; gigatoken's own would ignore their number.
-        documents = self._bpe.encode_batch(
-            [self._normalize(text) for text in texts], parallel=False
-        )
+        documents = self._bpe.encode_batch(self._normalize.many(texts), parallel=False)
         lengths = np.asarray(self._awkward.num(documents), np.int64)
         return np.asarray(self._awkward.flatten(documents)), lengths
 

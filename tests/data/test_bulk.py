@@ -1,4 +1,5 @@
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_without_gigatoken_there_is_sentencepiece(tokenizer, monkeypatch):
 
 def test_a_difference_before_the_start_leads_to_sentencepiece(make_tokenizer, monkeypatch):
     tokenizer = make_tokenizer(normalization_rule_name="nmt_nfkc")
-    monkeypatch.setattr(bulk, "TextNormalizer", lambda *arguments: lambda text: text)
+    monkeypatch.setattr(bulk, "TextNormalizer", lambda *arguments: SimpleNamespace(many=list))
     encoder, why_not = bulk_encoder(tokenizer)
     assert encoder.name == "sentencepiece"
     assert "differ on a text that begins" in why_not
@@ -111,7 +112,8 @@ def test_a_difference_before_the_start_leads_to_sentencepiece(make_tokenizer, mo
 @pytest.mark.parametrize("length", [10, 100_000])
 def test_a_difference_on_the_way_ends_the_run(tokenizer, monkeypatch, length):
     encoder = GigatokenEncoder(tokenizer)
-    monkeypatch.setattr(encoder, "_normalize", bytes.upper)
+    upper = SimpleNamespace(many=lambda texts: [text.upper() for text in texts])
+    monkeypatch.setattr(encoder, "_normalize", upper)
     with pytest.raises(
         ValueError, match=r"differ on a text that begins 'xxx.*--encoder sentencepi"
     ):

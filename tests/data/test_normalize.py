@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+from megatron_ngpt.data import normalize
 from megatron_ngpt.data.charsmap import CharacterRules, read_rules
 from megatron_ngpt.data.normalize import TextNormalizer
 
@@ -67,6 +68,18 @@ def pair(ruled):
         lambda text: ours(text.encode()).decode().replace(" ", "\u2581"),
         tokenizer.processor.normalize,
     )
+
+
+def test_many_at_once_are_each_alone(ruled, odd_texts, texts, monkeypatch):
+    options, tokenizer = ruled
+    ours = normalizer_of(tokenizer, options.get("remove_extra_whitespaces", True))
+    given = [*odd_texts, "", " ", " \u2581", "a  b ", "", *texts, "plain", "caf\xe9 \u2026", "\t\n"]
+    encoded = [text.encode() for text in given]
+    alone = [ours(text) for text in encoded]
+    assert ours.many(encoded) == alone
+    monkeypatch.setattr(normalize, "_GROUP_BYTES", 40)
+    assert ours.many(encoded) == alone
+    assert ours.many([]) == []
 
 
 def test_normalises_as_sentencepiece_does(pair, odd_texts):

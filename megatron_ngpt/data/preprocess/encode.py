@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import ExitStack
+from functools import cached_property
 from typing import NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
@@ -71,12 +72,16 @@ class ShardEncoder:
 
     def __init__(self, job: PreprocessJob, parts: Parts, threads: int) -> None:
         self._job, self._parts, self._threads = job, parts, threads
-        tokenizer = load_tokenizer(job.tokenizer)
+        tokenizer = self._tokenizer = load_tokenizer(job.tokenizer)
         self._end_id = _end_id(tokenizer) if job.append_eod else None
         self._dtype = dtype_for(tokenizer.vocab_size)
         self._encoder, why = bulk_encoder(tokenizer, job.encoder)
-        self._long = LongDocuments(self._encoder, tokenizer.has_pieces_across_spaces())
         self.how = f"{self._encoder.name}{why and f' ({why})'}"
+
+    @cached_property
+    def _long(self) -> LongDocuments:
+        """Made when the first such document comes: it asks for every piece of the tokenizer."""
+        return LongDocuments(self._encoder, self._tokenizer.has_pieces_across_spaces())
 
     def run(self, shards: Iterable[Shard], watch: Watch) -> None:
         """Encode shards, each into a pair of its own per key.

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import IO, Any
 
 from megatron_ngpt.data.sources.files import open_bytes
 from megatron_ngpt.data.sources.long import LONG, LongText
 from megatron_ngpt.data.sources.long_json import LongLine
 from megatron_ngpt.data.sources.records import Document, Refusal, UnusableError
+
+_SCAN: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
+_ENDS = ("\n", "", "\r\n")
 
 
 def read_jsonl(
@@ -113,6 +116,13 @@ def _parse(line: bytes) -> Any:
         text = line.decode()
     except UnicodeDecodeError as err:
         raise UnusableError("invalid UTF-8", f"byte {err.start}: {err.reason}") from err
+    # What json.loads does with a line that has no white space around it, in half the time.
+    try:
+        record, end = _SCAN(text, 0)
+        if text[end:] in _ENDS:
+            return record
+    except (StopIteration, ValueError, RecursionError):
+        pass  # said below
     if text.isspace():
         raise UnusableError("blank line", "")
     try:
