@@ -177,6 +177,16 @@ def test_pipeline(exported, kind):
     assert [text[0]["generated_text"][:7] for text in made] == ["the cat", "a dog l"]
 
 
+def test_the_snippet_of_the_documentation_runs(exported, tmp_path, monkeypatch, capsys):
+    page = Path(__file__).resolve().parents[2] / "docs" / "huggingface.md"
+    snippet = page.read_text().split("```python\n")[1].split("```")[0]
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / "first").symlink_to(exported("default").folder)
+    monkeypatch.chdir(tmp_path)
+    exec(compile(snippet, str(page), "exec"), {})
+    assert "'generated_text': 'Once upon a time" in capsys.readouterr().out
+
+
 REMOTE = """
 import sys, torch
 from transformers import AutoModelForCausalLM
