@@ -46,7 +46,8 @@ KINDS = {
     ),
     "gpt differential": ModelConfig(
         architecture="gpt", init_std=0.3, width=24, layers=2, heads=2, kv_heads=1, ffn_width=40,
-        vocab_size=330, attention="differential", rope_scaling="yarn", rope_factor=4.0, rope_original=8,
+        vocab_size=330, attention="differential", rope_scaling="yarn", rope_factor=4.0,
+        rope_original=8,
     ),
     "gpt ensemble": ModelConfig(
         architecture="gpt", init_std=0.3, width=24, layers=2, heads=4, kv_heads=2, head_dim=12,

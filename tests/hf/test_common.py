@@ -42,12 +42,12 @@ class NGPTTester(CausalLMModelTester):
 
 
 class EnsembleTester(NGPTTester):
-    attention_kind, attention_maps, map_dim = "ensemble", 3, 4
+    attention_kind, attention_maps, map_dim = "ensemble", 4, 4
 
 
 class DifferentialTester(NGPTTester):  # under GPT
     normalized, mlp_gated, hidden_act = False, True, "silu"
-    attention_kind, attention_maps, map_dim = "differential", 2, 4
+    attention_kind, attention_maps, map_dim = "differential", 2, 8
 
 
 class TestLlama(CausalLMModelTest, unittest.TestCase):
