@@ -159,12 +159,17 @@ class NGPTMixedAttention(NGPTAttention):
     def heads(
         self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any
     ) -> tuple[Tensor, Tensor | None]:
-        """Every head's output [B, T, N, H]; attention weights are those of the maps."""
+        """Every head's output [B, T, N, H]; a head's attention weights are the sum of its maps'."""
         missing = (0, self.head_dim - self.map_dim)
         q, k = F.pad(q, missing), F.pad(k, missing)
         out, weights = super().heads(q, k, v.repeat_interleave(self.maps, 1), mask, **kwargs)
-        mixed = (self.by_map(out).float() * self.map_weights()[:, None]).sum(-2)
-        return (self.subln(mixed) * self.after_norm).to(v.dtype), weights
+        if weights is not None:
+            weights = self.mixed(weights.transpose(1, 2)).transpose(1, 2)
+        return (self.subln(self.mixed(out)) * self.after_norm).to(v.dtype), weights
+
+    def mixed(self, y: Tensor) -> Tensor:
+        """[B, T, N M, H] -> the weighted sum over maps [B, T, N, H], fp32."""
+        return (self.by_map(y).float() * self.map_weights()[:, None]).sum(-2)
 
     def init_weights(self) -> None:
         """Where what decides the weights of the maps starts."""

@@ -109,12 +109,16 @@ class NGPTDecoderLayer(GradientCheckpointingLayer):
         return self.step(h, branch, size, eps)
 
 
-FP32 = ("sqk", "suv", "suv_gate", "attn_alpha", "mlp_alpha", "lambda_", "map_", "subln", "norm")
-"""Parts of names of what stays fp32 beside bf16 matrices."""
+FP32 = (
+    "sqk", "suv", "suv_gate", "attn_alpha", "mlp_alpha",
+    "lambda_q1", "lambda_k1", "lambda_q2", "lambda_k2", "map_weight", "map_scale",
+    "subln", "input_layernorm", "post_attention_layernorm", "norm",
+)  # fmt: skip
+"""Modules and parameters that stay fp32 beside bf16 matrices, whichever a model has."""
 
 
-def _is_in(name: str, model: nn.Module) -> bool:
-    return any(name in parameter for parameter, _ in model.named_parameters())
+def _has(model: nn.Module, part: str) -> bool:
+    return any(part in name.split(".") for name, _ in model.named_parameters())
 
 
 class NGPTPreTrainedModel(PreTrainedModel):
@@ -183,7 +187,7 @@ class NGPTModel(NGPTPreTrainedModel):
             self.norm = NGPTRMSNorm(config.hidden_size, config.rms_norm_eps)
         self.rotary_emb = NGPTRotaryEmbedding(config)
         self.gradient_checkpointing = False
-        self._keep_in_fp32_modules_strict = [name for name in FP32 if _is_in(name, self)]
+        self._keep_in_fp32_modules_strict = [part for part in FP32 if _has(self, part)]
         self.post_init()
 
     @merge_with_config_defaults

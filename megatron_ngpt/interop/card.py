@@ -18,7 +18,7 @@ tags:
 
 # {name}
 
-nGPT ([arXiv 2410.01131](https://arxiv.org/abs/2410.01131)), {parameters:,} parameters, trained with megatron-ngpt.
+{what}, {parameters:,} parameters, trained with megatron-ngpt.
 
 ```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -37,10 +37,22 @@ print(tokenizer.decode(model.generate(**ids, max_new_tokens=50)[0]))
 """  # noqa: E501
 
 
+_KINDS = {
+    "ngpt": "nGPT ([arXiv 2410.01131](https://arxiv.org/abs/2410.01131))",
+    "gpt": "The GPT (RMSNorm before every block) that nGPT is compared with",
+}
+_ATTENTION = {
+    "standard": "",
+    "differential": ", differential attention",
+    "ensemble": ", linear ensemble attention",
+}
+
+
 def model_card(name: str, checkpoint: Path, config: Config, parameters: int) -> str:
     """Markdown with the front matter that the Hub reads."""
     facts = "\n".join(f"| {what} | {value} |" for what, value in _facts(checkpoint, config))
-    return _TEXT.format(name=name, parameters=parameters, facts=facts)
+    what = _KINDS[config.model.architecture] + _ATTENTION[config.model.attention]
+    return _TEXT.format(name=name, what=what, parameters=parameters, facts=facts)
 
 
 def _facts(checkpoint: Path, config: Config) -> Iterator[tuple[str, str]]:

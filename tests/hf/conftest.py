@@ -41,17 +41,18 @@ KINDS = {
         attention="ensemble", tied_embedding=True,
     ),
     "gpt": ModelConfig(
-        architecture="gpt", width=24, layers=2, heads=4, kv_heads=2, ffn_width=40, vocab_size=330,
-        norm_eps=1e-5,
+        architecture="gpt", init_std=0.3, width=24, layers=2, heads=4, kv_heads=2, ffn_width=40,
+        vocab_size=330, norm_eps=1e-5,
     ),
     "gpt differential": ModelConfig(
-        architecture="gpt", width=24, layers=2, heads=2, kv_heads=1, ffn_width=40, vocab_size=330,
-        attention="differential", rope_scaling="yarn", rope_factor=4.0, rope_original=8,
+        architecture="gpt", init_std=0.3, width=24, layers=2, heads=2, kv_heads=1, ffn_width=40,
+        vocab_size=330, attention="differential", rope_scaling="yarn", rope_factor=4.0,
+        rope_original=8,
     ),
     "gpt ensemble": ModelConfig(
-        architecture="gpt", width=24, layers=2, heads=4, kv_heads=2, head_dim=12, ffn_width=40,
-        vocab_size=330, attention="ensemble", maps=2, map_dim=8, value_residual=True, mlp="relu2",
-        tied_embedding=True,
+        architecture="gpt", init_std=0.3, width=24, layers=2, heads=4, kv_heads=2, head_dim=12,
+        ffn_width=40, vocab_size=330, attention="ensemble", maps=2, map_dim=8, value_residual=True,
+        mlp="relu2", tied_embedding=True,
     ),
     "nugpt": ModelConfig(
         width=24, layers=3, heads=4, ffn_width=40, vocab_size=330, parametrisation="nugpt",

@@ -86,6 +86,11 @@ def test_what_else_is_in_the_folder(exported, sentencepiece):
     assert "| shape | width 24, 3 layers, 4 heads of 6 (4 for keys), swiglu 40 wide" in card
 
 
+def test_the_card_says_what_kind_of_model_it_is(exported):
+    card = (exported("gpt differential").folder / "README.md").read_text()
+    assert "\nThe GPT (RMSNorm before every block) that nGPT is compared with, differential" in card
+
+
 def test_a_folder_with_something_in_it_is_left_alone(exported, tmp_path):
     (tmp_path / "mine").write_text("x")
     with pytest.raises(FileExistsError, match="is not empty"):

@@ -5,12 +5,15 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_ngpt.config import ScaleConfig
+from megatron_ngpt.config import ScaleConfig, parse_config
 from megatron_ngpt.config.model import NUGPT_SCALE
 from megatron_ngpt.interop import hf, hf_config
 from megatron_ngpt.model.spec import parameter_table
 from megatron_ngpt.ops.rope import Scaling, rotary_table
 from tests.hf.conftest import KINDS
+from tests.jobs import REPOSITORY
+
+SEEDS = sorted((REPOSITORY / "examples" / "configs" / "seeds").glob("*.yaml"))
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -40,6 +43,12 @@ def test_tensors_come_back_as_they_were(kind):
 @pytest.mark.parametrize("kind", KINDS)
 def test_configurations_come_back_as_they_were(kind):
     assert hf_config.model_config(hf_config.published_config(KINDS[kind])) == KINDS[kind]
+
+
+@pytest.mark.parametrize("path", SEEDS, ids=lambda path: path.stem)
+def test_presets_of_the_published_lines_come_back_as_they_were(path):
+    model = parse_config(["--config", str(path)]).model
+    assert hf_config.model_config(hf_config.published_config(model)) == model
 
 
 def test_scaled_rotary_embedding():
