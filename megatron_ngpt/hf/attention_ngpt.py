@@ -46,7 +46,7 @@ def eager_attention(
 class NGPTAttention(nn.Module):
     """Standard attention; in nGPT queries and keys are unit vectors and sqk squared scales queries.
 
-    Other kinds override :meth:`heads` and what they add to the cache's keys.
+    Other kinds override :meth:`spread` and :meth:`joined`.
     """
 
     def __init__(self, config: NGPTConfig, layer_idx: int) -> None:
@@ -103,7 +103,17 @@ class NGPTAttention(nn.Module):
         q, k = self.scaled(q).to(v.dtype), k.to(v.dtype)
         if past_key_values is not None:
             k, v = self.extended(past_key_values, k, v)
-        out, weights = self.heads(q, k, v, attention_mask, **kwargs)
+        q, k, v = self.spread(q, k, v)
+        # vLLM looks for this call in this very method, and its attention returns [T, features]
+        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
+            self.config._attn_implementation, eager_attention
+        )
+        dropout = self.attention_dropout if self.training else 0.0
+        out, weights = attend(
+            self, q, k, v, attention_mask, dropout=dropout, scaling=self.scaling, **kwargs
+        )
+        out = out.reshape(*hidden_states.shape[:-1], -1, self.head_dim)
+        out, weights = self.joined(out, weights)
         out = shared_out(out.flatten(2), self.config.num_hyperspheres)
         return self.o_proj(out), weights, first_values
 
@@ -130,15 +140,12 @@ class NGPTAttention(nn.Module):
         k, v = cache.update(k, v, self.layer_idx)
         return k.unflatten(-1, (self.maps, -1)).transpose(2, 3).flatten(1, 2), v
 
-    def heads(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """Every head's output [B, T, N, H], and attention weights if there are any."""
-        attend: Callable = ALL_ATTENTION_FUNCTIONS.get_interface(
-            self.config._attn_implementation, eager_attention
-        )
-        dropout = self.attention_dropout if self.training else 0.0
-        out, weights = attend(self, q, k, v, mask, dropout=dropout, scaling=self.scaling, **kwargs)
+    def spread(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries [B, N M, T, H], keys and values [B, K M, S, H] of one call for all maps."""
+        return q, k, v
+
+    def joined(self, out: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What that call gives for N M heads, [B, T, N M, H] and perhaps weights, for N heads."""
         return out, weights
 
 
@@ -156,16 +163,16 @@ class NGPTMixedAttention(NGPTAttention):
         super().__init__(config, layer_idx)
         self.subln = NGPTRMSNorm(self.head_dim, config.head_norm_eps)
 
-    def heads(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """Every head's output [B, T, N, H]; a head's attention weights are the sum of its maps'."""
+    def spread(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries and keys padded to the width of the values, values once for each map."""
         missing = (0, self.head_dim - self.map_dim)
-        q, k = F.pad(q, missing), F.pad(k, missing)
-        out, weights = super().heads(q, k, v.repeat_interleave(self.maps, 1), mask, **kwargs)
+        return F.pad(q, missing), F.pad(k, missing), v.repeat_interleave(self.maps, 1)
+
+    def joined(self, out: Tensor, weights: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The normed sum over maps; a head's attention weights are the sum of its maps'."""
         if weights is not None:
             weights = self.mixed(weights.transpose(1, 2)).transpose(1, 2)
-        return (self.subln(self.mixed(out)) * self.after_norm).to(v.dtype), weights
+        return (self.subln(self.mixed(out)) * self.after_norm).to(out.dtype), weights
 
     def mixed(self, y: Tensor) -> Tensor:
         """[B, T, N M, H] -> the weighted sum over maps [B, T, N, H], fp32."""
