@@ -67,7 +67,10 @@ class TestDifferential(CausalLMModelTest, unittest.TestCase):
 """
 FAILED = re.compile(r"^(?:SUB)?FAILED(?:\[.*?\])? .*::(Test\w+)::(\w+)", re.MULTILINE)
 # AdamW without the projection; the gradient's norm falls by 88 %, the test wants 90 %
-ACCEPTED = {"TestNGPT": {"test_training_overfit"}, "TestEnsemble": {"test_training_overfit"}}
+OVERFIT = "test_training_overfit"
+# the sum of a head's maps is made for who asks for it; the output does not come from it
+RETAIN = "test_retain_grad_hidden_states_attentions"
+ACCEPTED = {"TestNGPT": {OVERFIT}, "TestEnsemble": {OVERFIT, RETAIN}, "TestDifferential": {RETAIN}}
 
 
 @pytest.mark.slow
@@ -93,4 +96,4 @@ def test_what_llama_passes_passes(tmp_path):
     for model, name in FAILED.findall(done.stdout):
         failed[model].add(name)
     for model in ("TestNGPT", "TestEnsemble", "TestDifferential"):
-        assert failed[model] - failed["TestLlama"] <= ACCEPTED.get(model, set()), model
+        assert failed[model] - failed["TestLlama"] <= ACCEPTED[model], model
