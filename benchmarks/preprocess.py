@@ -160,7 +160,9 @@ def _cpu_seconds() -> float:
 
 def _gigatoken(text: Path, model: Path) -> None:
     gigatoken = require("gigatoken", "preprocess", "this benchmark")
-    gigatoken.Tokenizer.from_sentencepiece(model).encode_files(gigatoken.JsonlFileSource([text]))
+    source = gigatoken.JsonlFileSource([text])
+    # left to itself it takes one thread in a process that was forked
+    gigatoken.Tokenizer.from_sentencepiece(model).encode_files(source, parallel=True)
 
 
 def _tokenizers(text: Path, model: Path) -> None:
