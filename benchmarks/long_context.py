@@ -157,15 +157,20 @@ def report(results: dict[str, Any]) -> str:
 def plot(results: dict[str, Any], path: Path) -> None:
     """Two charts over length, a line per way."""
     pyplot = require("matplotlib.pyplot", "plot", "--plot")
-    figure, axes = pyplot.subplots(1, 2, figsize=(12, 4.5))
-    for way in dict.fromkeys(m["way"] for m in results["measured"]):
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4.5))
+    colors = pyplot.colormaps["tab20"].colors
+    for number, way in enumerate(dict.fromkeys(m["way"] for m in results["measured"])):
         own = [m for m in results["measured"] if m["way"] == way]
         lengths = [m["length"] for m in own]
-        axes[0].plot(lengths, [m["peak"] / m["length"] / 1024 for m in own], "o-", label=way)
-        axes[1].plot(lengths, [1e6 * m["seconds"] / m["length"] for m in own], "o-", label=way)
-    axes[0].set(xscale="log", xlabel="tokens", ylabel="peak KiB per token", ylim=0)
-    axes[1].set(xscale="log", yscale="log", xlabel="tokens", ylabel="microseconds per token")
-    axes[0].legend()
+        style = {"marker": "o", "color": colors[number % len(colors)], "label": way}
+        axes[0].plot(lengths, [m["peak"] / m["length"] / 1024 for m in own], **style)
+        axes[1].plot(lengths, [1e6 * m["seconds"] / m["length"] for m in own], **style)
+    ticks = sorted({m["length"] for m in results["measured"]})
+    for axis, what in zip(axes, ("peak KiB per token", "microseconds per token"), strict=True):
+        axis.set(xscale="log", xlabel="tokens of a sequence", ylabel=what, ylim=0)
+        axis.set_xticks(ticks, [f"{length:,}" for length in ticks])
+        axis.minorticks_off()
+    axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False)
     figure.tight_layout()
     figure.savefig(path)
 
