@@ -29,7 +29,7 @@ def trained(request) -> Callable[[Case], list[Record]]:
         found = (spec.params.get("case") for spec in asked if spec)
         cases = dict.fromkeys(case for case in found if isinstance(case, Case))
         wanted = [case for case in cases if case.ranks == ranks]
-        return run(ranks, train_each, wanted, some_tokens(), timeout=1800)
+        return run(ranks, train_each, wanted, some_tokens(), timeout=300 + 60 * len(wanted))
 
     return lambda case: [rank[case] for rank in train(case.ranks)]
 

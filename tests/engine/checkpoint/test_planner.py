@@ -128,6 +128,7 @@ def test_what_was_not_saved_cannot_be_loaded(tmp_path, wanted, message):
 )
 def test_pieces_that_do_not_make_up_the_tensor_are_refused(tmp_path, rows, problem):
     pieces = [{"kind/x": Boxes((5, 3), {(row, 0): torch.ones(3, 3)})} for row in rows]
-    with pytest.raises(ValueError, match=problem):
+    # torch before 2.13 says no more than that the plan is not valid
+    with pytest.raises(ValueError, match=f"{problem}|Failed to validate"):
         save(tmp_path, pieces)
     assert not list(tmp_path.iterdir())
