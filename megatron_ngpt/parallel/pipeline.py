@@ -7,6 +7,7 @@ stage's backward adds to its parameters' gradients; reducing them over dp is the
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils.checkpoint import GraphExecGroup
 from megatron_ngpt.config import Config
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.model.ngpt import NGPT
+from megatron_ngpt.ops.hypersphere import residual_step
 from megatron_ngpt.parallel.apply import Parts
 from megatron_ngpt.parallel.context import Inputs
 from megatron_ngpt.parallel.stages import StageMap
@@ -42,15 +44,46 @@ class _Stage(nn.Module):
         return output.view(1) if self.part.part.last else output
 
 
-class _RecomputeOnce(pipelining.PipelineStage):
-    """Zero-bubble schedules take a micro-batch's weight gradients parameter by parameter.
+class _SplitBackward(pipelining.PipelineStage):
+    """Zero-bubble schedules take a micro-batch's weight gradients later, parameter by parameter.
 
-    Each of these small backward passes would compute the checkpointed block anew.
+    Each of these small backward passes would compute the checkpointed block anew. And before torch
+    2.13 the node of an ``autograd.Function`` lives no longer than the graph above it, which the
+    first pass lets go.
     """
 
-    def backward_weight_one_chunk(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._graphs: dict[int, list[Any]] = {}
+
+    def backward_one_chunk(
+        self,
+        bwd_chunk_id: int,
+        loss: Any = None,
+        full_backward: bool = True,
+        last_backward: bool = False,
+    ) -> None:
+        if not full_backward and not _nodes_live_on():
+            outputs, _ = self.fwd_cache[bwd_chunk_id]
+            graphs = [x.view_as(x).grad_fn for x in outputs if x.requires_grad]
+            self._graphs[bwd_chunk_id] = graphs
+        super().backward_one_chunk(bwd_chunk_id, loss, full_backward, last_backward)
+
+    def backward_weight_one_chunk(self, bwd_chunk_id: int, last_backward: bool = False) -> None:
         with GraphExecGroup():
-            super().backward_weight_one_chunk(*args, **options)
+            super().backward_weight_one_chunk(bwd_chunk_id, last_backward)
+        self._graphs.pop(bwd_chunk_id, None)
+
+
+@cache
+def _nodes_live_on() -> bool:
+    """Whether Python's reference to the node of an ``autograd.Function`` keeps it alive."""
+    one = torch.ones(1, 1, requires_grad=True)
+    node: Any = residual_step(one, one.detach(), one.detach()[0]).grad_fn
+    try:
+        return bool(node._input_metadata)
+    except RuntimeError:
+        return False
 
 
 class Pipeline:
@@ -61,9 +94,18 @@ class Pipeline:
         mesh: its axis pp carries the stages.
         stages: which rank holds which stage.
         parts: this rank's, in ascending order of stage.
+
+    Raises:
+        ValueError: zbv on CPU with a torch that cannot.
     """
 
     def __init__(self, config: Config, mesh: Mesh, stages: StageMap, parts: Parts) -> None:
+        if config.parallel.schedule == "zbv" and mesh.device.type == "cpu" and not _nodes_live_on():
+            raise ValueError(
+                f"parallel.schedule = zbv on CPU with torch {torch.__version__}, which starts by "
+                "sending neighbouring stages of one rank a message that gloo cannot carry: take "
+                "zero_bubble, or torch 2.13"
+            )
         self.mesh, self.stages = mesh, stages
         self.mine = stages.of_rank(mesh.index("pp"))
         self.count = len(stages.parts)
@@ -93,7 +135,7 @@ class Pipeline:
 
     def _stage(self, number: int) -> pipelining.PipelineStage:
         part = self.stages.parts[number]
-        return _RecomputeOnce(
+        return _SplitBackward(
             self.modules[number],
             number,
             self.count,
