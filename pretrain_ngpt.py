@@ -36,10 +36,10 @@ from megatron_ngpt.mesh.launch import (
 )
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.parallel.plan import check_topology
-from megatron_ngpt.train.attempts import REFUSED, TROUBLE, AttemptRecord
+from megatron_ngpt.run.attempts import REFUSED, TROUBLE, AttemptRecord
+from megatron_ngpt.run.metrics import check_outputs
 from megatron_ngpt.train.checks import ReplicasDiffer
 from megatron_ngpt.train.loop import train
-from megatron_ngpt.train.metrics import check_outputs
 from megatron_ngpt.train.stop import Stop
 from megatron_ngpt.train.watch import Watch
 from megatron_ngpt.train.watchdog import Watchdog

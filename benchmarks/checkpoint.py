@@ -28,10 +28,10 @@ from benchmarks.report import facts, table, with_spread, write_json
 from benchmarks.shape import add_shape_options, chosen_shape
 from megatron_ngpt.config import CheckpointConfig, Config
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
-from megatron_ngpt.engine.checkpoint.folder import Progress, checkpoints
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.mesh import Mesh
+from megatron_ngpt.run.checkpoints import Progress, checkpoints
 
 RANKS = 2
 CHUNK = 1 << 24

@@ -23,8 +23,6 @@ import numpy as np
 from megatron_ngpt.config import Config, load_config
 from megatron_ngpt.data.indexed import IndexedDataset
 from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
-from megatron_ngpt.engine.checkpoint.durable import DamagedCheckpoint
-from megatron_ngpt.engine.checkpoint.folder import find_checkpoint
 from megatron_ngpt.engine.checkpoint.weights import load_weights
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.extras import require
@@ -40,6 +38,8 @@ from megatron_ngpt.mesh.launch import (
 )
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.parallel.plan import check_topology
+from megatron_ngpt.run.checkpoints import find_checkpoint
+from megatron_ngpt.run.durable import DamagedCheckpoint
 from megatron_ngpt.train.by_length import (
     Passkey,
     long_documents,

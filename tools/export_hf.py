@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
-from megatron_ngpt.engine.checkpoint.folder import find_checkpoint
 from megatron_ngpt.engine.checkpoint.index import DamagedCheckpoint
 from megatron_ngpt.interop.export import export
 from megatron_ngpt.interop.fold import fold_logit_scale
+from megatron_ngpt.run.checkpoints import find_checkpoint
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 

@@ -10,11 +10,11 @@ import torch
 
 from megatron_ngpt.config import Config, load_config
 from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
-from megatron_ngpt.engine.checkpoint.durable import DamagedCheckpoint
-from megatron_ngpt.engine.checkpoint.folder import find_checkpoint
 from megatron_ngpt.engine.checkpoint.weights import load_weights
 from megatron_ngpt.model.ngpt import NGPT
 from megatron_ngpt.model.spec import parameter_table
+from megatron_ngpt.run.checkpoints import find_checkpoint
+from megatron_ngpt.run.durable import DamagedCheckpoint
 from megatron_ngpt.train.generate import generate
 
 

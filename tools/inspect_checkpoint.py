@@ -17,10 +17,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from megatron_ngpt.engine.checkpoint.durable import DamagedCheckpoint
-from megatron_ngpt.engine.checkpoint.folder import STATE, find_checkpoint, read_progress
 from megatron_ngpt.engine.checkpoint.index import check_files, read_index
 from megatron_ngpt.engine.checkpoint.state import AVERAGES, MASTER
+from megatron_ngpt.run.checkpoints import STATE, find_checkpoint, read_progress
+from megatron_ngpt.run.durable import DamagedCheckpoint
 
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
 

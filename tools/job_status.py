@@ -18,10 +18,10 @@ from itertools import pairwise
 from pathlib import Path
 from textwrap import shorten
 
-from megatron_ngpt.engine.checkpoint.folder import checkpoints
-from megatron_ngpt.train.attempts import Attempt, closed, newest, read_attempts, read_metrics
-from megatron_ngpt.train.queue import in_queue
-from megatron_ngpt.train.requeue import decide, without_progress
+from megatron_ngpt.run.attempts import Attempt, closed, newest, read_attempts, read_metrics
+from megatron_ngpt.run.checkpoints import checkpoints
+from megatron_ngpt.run.queue import in_queue
+from megatron_ngpt.run.requeue import decide, without_progress
 
 
 def main(argv: Sequence[str] | None = None) -> int:

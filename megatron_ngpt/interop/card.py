@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_ngpt.config import Config, blends_of
-from megatron_ngpt.engine.checkpoint.folder import STATE, read_progress
+from megatron_ngpt.run.checkpoints import STATE, read_progress
 
 _TEXT = """---
 library_name: transformers

@@ -13,12 +13,12 @@ from megatron_ngpt.config import Config, Phase, phases
 from megatron_ngpt.data.corpus import Share, Stage
 from megatron_ngpt.data.loader import Batch, Loader, eval_batches, train_loader
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
-from megatron_ngpt.engine.checkpoint.durable import DamagedCheckpoint
-from megatron_ngpt.engine.checkpoint.folder import Progress
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.engine.schedule import learning_rate
+from megatron_ngpt.run.checkpoints import Progress
+from megatron_ngpt.run.durable import DamagedCheckpoint
+from megatron_ngpt.run.metrics import RunLog
 from megatron_ngpt.train.checks import check
-from megatron_ngpt.train.metrics import RunLog
 from megatron_ngpt.train.watch import Interrupted, Watch
 
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 
 import torch
 
-from megatron_ngpt.engine.checkpoint.folder import Progress
-from megatron_ngpt.train.attempts import AttemptRecord
+from megatron_ngpt.run.attempts import AttemptRecord
+from megatron_ngpt.run.checkpoints import Progress
 from megatron_ngpt.train.stop import Stop
 from megatron_ngpt.train.watchdog import Watchdog
 

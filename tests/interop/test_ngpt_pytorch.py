@@ -5,7 +5,6 @@ import torch
 
 from megatron_ngpt.config import load_config
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
-from megatron_ngpt.engine.checkpoint.folder import find_checkpoint
 from megatron_ngpt.engine.checkpoint.weights import load_weights
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.interop.ngpt_pytorch import Published
@@ -14,6 +13,7 @@ from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.model.ngpt import NGPT
 from megatron_ngpt.model.spec import parameter_table
+from megatron_ngpt.run.checkpoints import find_checkpoint
 from tests.distributed import CPU, run
 from tests.tools.commands import tool
 

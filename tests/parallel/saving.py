@@ -13,12 +13,12 @@ from torch import Tensor
 
 from megatron_ngpt.config import CheckpointConfig, Config
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
-from megatron_ngpt.engine.checkpoint.folder import Progress
 from megatron_ngpt.engine.checkpoint.planner import BoxLoadPlanner
 from megatron_ngpt.engine.checkpoint.state import engine_boxes
 from megatron_ngpt.engine.checkpoint.storage import Reader
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.mesh.mesh import Mesh
+from megatron_ngpt.run.checkpoints import Progress
 from tests.jobs import stored_state
 from tests.parallel.training import PROMPT, Case, build, config_of, share, some_tokens
 

@@ -10,7 +10,7 @@ import torch
 
 from megatron_ngpt.config import load_config
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
-from megatron_ngpt.engine.checkpoint.folder import Progress
+from megatron_ngpt.run.checkpoints import Progress
 from megatron_ngpt.train.generate import generate
 from tests.distributed import run
 from tests.jobs import REPOSITORY

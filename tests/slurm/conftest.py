@@ -10,7 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from megatron_ngpt.train.attempts import Attempt, read_attempts, read_metrics
+from megatron_ngpt.run.attempts import Attempt, read_attempts, read_metrics
 from tests.distributed import run
 from tests.jobs import REPOSITORY, metrics, train_on, words
 from tests.slurm.cluster import Cluster, missing, running, wait_for

@@ -9,7 +9,7 @@ from itertools import pairwise
 import psutil
 import pytest
 
-from megatron_ngpt.train.attempts import TROUBLE
+from megatron_ngpt.run.attempts import TROUBLE
 from tests.jobs import REPOSITORY, forked, metrics
 from tests.slurm.cluster import wait_for
 from tests.slurm.conftest import STEPS, Run

@@ -3,7 +3,7 @@
 import pytest
 import yaml
 
-from megatron_ngpt.train.attempts import read_attempts
+from megatron_ngpt.run.attempts import read_attempts
 from tests.jobs import metrics
 from tests.slurm.cluster import wait_for
 

@@ -8,13 +8,13 @@ from transformers import AutoModelForCausalLM
 
 from megatron_ngpt.config import ModelConfig, load_config, parse_config
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
-from megatron_ngpt.engine.checkpoint.folder import Progress, find_checkpoint
 from megatron_ngpt.engine.checkpoint.weights import load_weights
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.model.ngpt import NGPT
 from megatron_ngpt.model.spec import parameter_table
+from megatron_ngpt.run.checkpoints import Progress, find_checkpoint
 from tests.distributed import CPU, run
 from tests.engine.checkpoint.saving import advance
 from tests.jobs import words

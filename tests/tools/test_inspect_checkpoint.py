@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ngpt.engine.checkpoint.folder import find_checkpoint
 from megatron_ngpt.engine.checkpoint.index import checksum
+from megatron_ngpt.run.checkpoints import find_checkpoint
 from tests.distributed import run
 from tests.engine.checkpoint.saving import build, save_steps
 from tests.jobs import REPOSITORY

@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from megatron_ngpt.train.attempts import add, begin
+from megatron_ngpt.run.attempts import add, begin
 from tests.tools.commands import tool
 
 

@@ -8,7 +8,7 @@ from megatron_ngpt.config import load_config, parse_config
 from megatron_ngpt.data.corpus import open_corpora
 from megatron_ngpt.data.indexed import IndexedWriter
 from megatron_ngpt.data.loader import train_loader
-from megatron_ngpt.engine.checkpoint.folder import checkpoints
+from megatron_ngpt.run.checkpoints import checkpoints
 from tests.distributed import run
 from tests.jobs import Finished, forked, metrics, pretrain, train_on, words
 

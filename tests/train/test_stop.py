@@ -22,8 +22,8 @@ from megatron_ngpt.config import (
     seconds_of,
 )
 from megatron_ngpt.data.corpus import open_corpora
-from megatron_ngpt.engine.checkpoint.folder import checkpoints, read_progress
-from megatron_ngpt.train.attempts import AttemptRecord, read_attempts
+from megatron_ngpt.run.attempts import AttemptRecord, read_attempts
+from megatron_ngpt.run.checkpoints import checkpoints, read_progress
 from megatron_ngpt.train.stop import Stop
 from megatron_ngpt.train.watch import Watch
 from tests import jobs

@@ -15,20 +15,6 @@ import torch.distributed.checkpoint as dcp
 import yaml
 
 from megatron_ngpt.config import Config, completed, save_config
-from megatron_ngpt.engine.checkpoint.durable import DamagedCheckpoint, write_durably
-from megatron_ngpt.engine.checkpoint.folder import (
-    LATEST,
-    STATE,
-    Progress,
-    begin,
-    checkpoints,
-    clear_temporary,
-    point_latest,
-    publish,
-    read_progress,
-    set_aside,
-    step_of,
-)
 from megatron_ngpt.engine.checkpoint.index import check_files, read_index
 from megatron_ngpt.engine.checkpoint.planner import Boxes, BoxLoadPlanner, BoxSavePlanner
 from megatron_ngpt.engine.checkpoint.state import (
@@ -41,6 +27,20 @@ from megatron_ngpt.engine.checkpoint.state import (
 from megatron_ngpt.engine.checkpoint.storage import Reader, Writer
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.mesh.degrees import AXES
+from megatron_ngpt.run.checkpoints import (
+    LATEST,
+    STATE,
+    Progress,
+    begin,
+    checkpoints,
+    clear_temporary,
+    point_latest,
+    publish,
+    read_progress,
+    set_aside,
+    step_of,
+)
+from megatron_ngpt.run.durable import DamagedCheckpoint, write_durably
 
 STRETCHES = ("rope_theta", "rope_scaling", "rope_factor", "rope_original")
 """Settings of the model that may change between a checkpoint and the run that resumes it."""

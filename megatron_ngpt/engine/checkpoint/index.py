@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.metadata import (
     TensorStorageMetadata,
 )
 
-from megatron_ngpt.engine.checkpoint.durable import INDEX, DamagedCheckpoint, write_durably
+from megatron_ngpt.run.durable import INDEX, DamagedCheckpoint, write_durably
 
 FORMAT = 1
 _CHUNK = 1 << 24

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from megatron_ngpt.config import parse_config
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
-from megatron_ngpt.engine.checkpoint.folder import Progress
 from megatron_ngpt.engine.engine import Engine
+from megatron_ngpt.run.checkpoints import Progress
 from tests.jobs import VOCABULARY, whole_state, words
 
 BATCH, T = 12, 16

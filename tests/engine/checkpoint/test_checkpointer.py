@@ -13,9 +13,9 @@ from megatron_ngpt.config import parse_config, save_config
 from megatron_ngpt.engine.checkpoint import checkpointer as room
 from megatron_ngpt.engine.checkpoint import storage
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer, SaveFailed
-from megatron_ngpt.engine.checkpoint.folder import Progress
 from megatron_ngpt.engine.checkpoint.index import checksum, read_index
 from megatron_ngpt.engine.checkpoint.weights import load_weights
+from megatron_ngpt.run.checkpoints import Progress
 from tests.distributed import run
 from tests.engine.checkpoint.saving import (
     advance,

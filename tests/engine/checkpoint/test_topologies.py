@@ -13,8 +13,8 @@ import torch
 from megatron_ngpt.config import parse_config
 from megatron_ngpt.data.corpus import open_corpora
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
-from megatron_ngpt.engine.checkpoint.folder import Progress
 from megatron_ngpt.engine.engine import Engine
+from megatron_ngpt.run.checkpoints import Progress
 from megatron_ngpt.train.loop import train
 from tests.distributed import run
 from tests.jobs import metrics, stored_state, train_on, whole_state, words

@@ -13,7 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_ngpt.config import Config, load_config, parse_config
-from megatron_ngpt.train.metrics import RunLog, check_outputs
+from megatron_ngpt.run.metrics import RunLog, check_outputs
 
 
 def configured(folder: Path, *more: str) -> Config:

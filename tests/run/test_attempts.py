@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_ngpt.train.attempts import (
+from megatron_ngpt.run.attempts import (
     TROUBLE,
     AttemptRecord,
     add,
@@ -12,7 +12,7 @@ from megatron_ngpt.train.attempts import (
     close_dead,
     read_attempts,
 )
-from megatron_ngpt.train.requeue import decide
+from megatron_ngpt.run.requeue import decide
 
 JOB = "17"
 

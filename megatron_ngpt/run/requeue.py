@@ -8,7 +8,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from megatron_ngpt.decision import Decision
-from megatron_ngpt.train.attempts import Attempt, add, begin, close_dead, read_attempts
+from megatron_ngpt.run.attempts import Attempt, add, begin, close_dead, read_attempts
 
 ASKED = ("signal", "walltime")
 """Reasons for which a run ends saved, to go on later."""

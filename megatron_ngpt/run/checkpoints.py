@@ -11,7 +11,7 @@ import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from megatron_ngpt.engine.checkpoint.durable import (
+from megatron_ngpt.run.durable import (
     INDEX,
     DamagedCheckpoint,
     sync_folder,

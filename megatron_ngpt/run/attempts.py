@@ -15,7 +15,7 @@ from textwrap import shorten
 from types import TracebackType
 from typing import Any
 
-from megatron_ngpt.engine.checkpoint.folder import checkpoints
+from megatron_ngpt.run.checkpoints import checkpoints
 
 FILE = "attempts.jsonl"
 METRICS = "metrics.jsonl"
