@@ -1,6 +1,7 @@
 """Run the commands of tools/ in this process."""
 
 import importlib.util
+import sys
 from types import ModuleType
 
 from tests.jobs import REPOSITORY
@@ -12,5 +13,6 @@ def tool(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look their module up
     spec.loader.exec_module(module)
     return module
