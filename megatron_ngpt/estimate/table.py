@@ -168,5 +168,5 @@ def device_notes(config: Config, degrees: Degrees, device: torch.device) -> Iter
             "topologies that fit"
         )
     wanted = config.engine.attention == "auto" and config.train.dtype == "bf16"
-    if wanted and not available("flash_attn"):
+    if wanted and not available("flash_attn", "flash_attn_func"):
         yield "flash-attn is not installed: attention is torch's"

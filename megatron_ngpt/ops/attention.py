@@ -6,17 +6,19 @@ precision, and one call each elsewhere: no [T, T] mask in either case.
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torch.nn.attention.varlen import varlen_attn
 
 from megatron_ngpt.extras import available, require
 from megatron_ngpt.ops.documents import Documents
 
 HALF = (torch.bfloat16, torch.float16)
+_FLASH = "flash_attn_func"
+"""What flash-attn 2 has and flash-attn 4 alone, which lies in the same package, has not."""
 
 
 class Attend(Protocol):
@@ -52,8 +54,8 @@ def pick_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> Att
             f"engine.attention = flash needs a CUDA device and bf16, not {device.type} and "
             f"{dtype}: set engine.attention to auto or sdpa, or train.dtype to bf16"
         )
-    if wanted == "flash" or (wanted == "auto" and fits and available("flash_attn")):
-        require("flash_attn", "gpu", "engine.attention = flash")
+    if wanted == "flash" or (wanted == "auto" and fits and available("flash_attn", _FLASH)):
+        _flash_attn()
         return flash_attention
     return sdpa_attention
 
@@ -86,7 +88,6 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return out.transpose(1, 2)
 
 
-@torch.compiler.disable  # the number of documents changes with every batch
 def _each_document(q: Tensor, k: Tensor, v: Tensor, scale: float, documents: Documents) -> Tensor:
     """One call per document; exact in every dtype."""
     found = [
@@ -96,9 +97,11 @@ def _each_document(q: Tensor, k: Tensor, v: Tensor, scale: float, documents: Doc
     return torch.cat(found, dim=1).view(*q.shape[:-1], v.shape[-1])
 
 
-@torch.compiler.disable
 def _torch_varlen(q: Tensor, k: Tensor, v: Tensor, scale: float, documents: Documents) -> Tensor:
     """torch's own kernel for sequences of different lengths, CUDA and half precision."""
+    # importing it brings torch's compiler along, over a second that others do not have to pay
+    from torch.nn.attention.varlen import varlen_attn
+
     longest = documents.longest
     out = varlen_attn(
         q.flatten(0, 1),
@@ -120,7 +123,7 @@ def flash_attention(
     q: Tensor, k: Tensor, v: Tensor, scale: float, documents: Documents | None = None
 ) -> Tensor:
     """flash-attn (Dao, arXiv 2307.08691), CUDA and half precision; shapes as in :class:`Attend`."""
-    flash = require("flash_attn", "gpu", "engine.attention = flash")
+    flash = _flash_attn()
     if documents is None:
         return flash.flash_attn_func(q, k, v, softmax_scale=scale, causal=True)
     flat = (x.flatten(0, 1) for x in (q, k, v))
@@ -129,3 +132,7 @@ def flash_attention(
         *flat, offsets, offsets, longest, longest, softmax_scale=scale, causal=True
     )
     return out.view(*q.shape[:-1], v.shape[-1])
+
+
+def _flash_attn() -> ModuleType:
+    return require("flash_attn", "gpu", "engine.attention = flash", _FLASH)

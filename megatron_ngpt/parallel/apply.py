@@ -58,6 +58,9 @@ def build_parts(
     """Build this rank's parts on the mesh's device, parameters allocated but not filled."""
     tp = mesh.degrees.tp
     narrow, attend = local_model(config.model, tp), context_attention(mesh, attend, dtype)
+    if config.train.compile and (mesh.degrees.cp > 1 or config.data.document_mask):
+        # neither messages nor a number of documents that changes with every batch compile
+        attend = torch.compiler.disable(attend)
     with torch.device(mesh.device):
         built = Parts([NGPT(narrow, dtype, attend, part) for part in parts])
     for part in built.parts:

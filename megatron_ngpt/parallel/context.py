@@ -56,7 +56,6 @@ class Ulysses:
     group: dist.ProcessGroup
     inner: Attend
 
-    @torch.compiler.disable
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, documents: Documents | None = None, /
     ) -> Tensor:

@@ -31,7 +31,6 @@ class RingAttention:
 
     group: dist.ProcessGroup
 
-    @torch.compiler.disable
     def __call__(
         self, q: Tensor, k: Tensor, v: Tensor, scale: float, documents: Documents | None = None, /
     ) -> Tensor:

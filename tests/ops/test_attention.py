@@ -66,7 +66,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 @pytest.mark.parametrize("installed", [True, False])
 def test_auto_takes_flash_only_where_it_fits(monkeypatch, installed):
-    monkeypatch.setattr(attention, "available", lambda _: installed)
+    monkeypatch.setattr(attention, "available", lambda *_: installed)
     monkeypatch.setattr(attention, "require", lambda *_: None)
     best = flash_attention if installed else sdpa_attention
     assert pick_attention("auto", GPU, torch.bfloat16) is best
