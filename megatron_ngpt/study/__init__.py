@@ -1,0 +1,1 @@
+"""Studies: many runs of a few contestants, and what their losses say with which certainty."""

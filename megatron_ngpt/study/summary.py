@@ -1,0 +1,141 @@
+"""What the rows of a study say, as tables of a Markdown page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_ngpt.study.factor import Curve, Factor, factors, mean_and_interval
+from megatron_ngpt.study.plan import Contestant, Study, around_best, searched
+from megatron_ngpt.study.results import Row, losses
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One contestant at its best learning rate."""
+
+    contestant: Contestant
+    log2_lr: float
+    """The learning rate whose mean over seeds is lowest, log2."""
+    rows: tuple[Row, ...]
+    """Its runs there, one for each seed that is done."""
+    sweep: dict[float, list[float]]
+    """Final losses of all seeds by log2 of the learning rate."""
+    inside: bool
+    """Whether learning rates on both sides were tried and are worse."""
+
+    @property
+    def curves(self) -> list[Curve]:
+        """Validation loss over tokens, one for each seed."""
+        return [row["curve"] for row in self.rows]
+
+    @property
+    def loss(self) -> tuple[float, float]:
+        """Mean final validation loss and half of its 95 % interval."""
+        return mean_and_interval([row["loss"] for row in self.rows])
+
+    @property
+    def cpu_seconds_per_token(self) -> float:
+        """Median over its runs, of all that a run did."""
+        costs = sorted(row["cpu_seconds"] / max(1, row["tokens"]) for row in self.rows)
+        return costs[len(costs) // 2]
+
+    def sensitivity(self, octaves: float) -> float:
+        """What the loss rises by so many octaves off the best learning rate; nan if not tried."""
+        there = self.sweep.get(self.log2_lr + octaves)
+        if not there:
+            return math.nan
+        return sum(there) / len(there) - self.loss[0]
+
+
+def outcomes(study: Study, rows: dict[str, Row], corpus: str) -> list[Outcome]:
+    """Every contestant that has finished runs, in the order of the study's file."""
+    found = []
+    for contestant in study.contestants:
+        known = searched(study, contestant, losses(rows), corpus)
+        runs = around_best(study, contestant, losses(rows), corpus)
+        done = [rows[run.id] for run in runs if run.id in rows]
+        if not done:
+            continue
+        sweep = {x: [loss] for x, loss in known.items()}
+        for x in {row["log2_lr"] for row in done}:
+            sweep[x] = [_loss(row) for row in done if row["log2_lr"] == x]
+        complete = {x: v for x, v in sweep.items() if len(v) == max(map(len, sweep.values()))}
+        best = min(complete, key=lambda x: sum(complete[x]) / len(complete[x]))
+        there = tuple(row for row in done if row["log2_lr"] == best and row["loss"] is not None)
+        if there:
+            inside = min(sweep) < best < max(sweep)
+            found.append(Outcome(contestant, best, there, dict(sorted(sweep.items())), inside))
+    return found
+
+
+def _loss(row: Row) -> float:
+    return math.inf if row["loss"] is None else float(row["loss"])
+
+
+def compared(study: Study, found: Sequence[Outcome]) -> dict[str, list[Factor]]:
+    """Factor of tokens to equal loss against the baseline, by contestant."""
+    base = [o for o in found if o.contestant.name == study.baseline]
+    if not base:
+        return {}
+    others = [o for o in found if o.contestant.name != study.baseline]
+    return {o.contestant.name: factors(base[0].curves, o.curves) for o in others}
+
+
+def last_factor(values: Iterable[Factor]) -> Factor | None:
+    """The factor at the most tokens at which there is one with bounds, if any has bounds."""
+    known = [value for value in values if math.isfinite(value.factor)]
+    sure = [value for value in known if math.isfinite(value.low + value.high)]
+    best = sure or known
+    return best[-1] if best else None
+
+
+def page(study: Study, found: Sequence[Outcome], figures: Sequence[Path], missing: int) -> str:
+    """The study as a Markdown page; every figure has its number of seeds and its interval."""
+    lines = [f"# {study.name}", "", study.question, ""]
+    if missing:
+        lines += [f"Not finished: at least {missing} runs are missing.", ""]
+    lines += [table(study, found), ""]
+    lines += [
+        "Losses are nats a token on held-out documents, mean over seeds, plus or minus half of the "
+        "95 % interval by Student's t. A factor is the tokens that the baseline needed for a loss "
+        "over those of the contestant, at the last loss that both reached; in brackets what 95 % "
+        "of the bootstrap over seeds holds. With CPU time, both are multiplied by the time a token "
+        "took. Learning rates marked * are at the edge of what was tried.",
+        "",
+    ]
+    lines += [f"![{path.stem}]({path.name})" for path in figures]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def table(study: Study, found: Sequence[Outcome]) -> str:
+    """A row for each contestant."""
+    header = ["contestant", "best lr", "seeds", "tokens", "loss", "factor of tokens", "of CPU time"]
+    rows = [header, ["---"] * len(header)]
+    by_name, factor = {o.contestant.name: o for o in found}, compared(study, found)
+    for name, outcome in by_name.items():
+        loss, half = outcome.loss
+        last = last_factor(factor.get(name, []))
+        words = [name, f"2^{outcome.log2_lr:g}{'' if outcome.inside else '*'}"]
+        words += [str(len(outcome.rows)), f"{outcome.rows[0]['tokens']:,}", _plus_minus(loss, half)]
+        base = by_name.get(study.baseline)
+        if last is None or base is None:
+            words += ["1 (baseline)" if name == study.baseline else "-", "-"]
+        else:
+            dearer = outcome.cpu_seconds_per_token / base.cpu_seconds_per_token
+            words += [_within(last, 1.0), _within(last, dearer)]
+        rows.append(words)
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def _plus_minus(value: float, half: float) -> str:
+    return f"{value:.4f}" + ("" if math.isnan(half) else f" ± {half:.4f}")
+
+
+def _within(factor: Factor, dearer: float) -> str:
+    words = f"{factor.factor / dearer:.2f}"
+    if math.isnan(factor.low):
+        return f"{words} (one seed)"
+    return f"{words} ({factor.low / dearer:.2f} to {factor.high / dearer:.2f})"
