@@ -1,22 +1,33 @@
-"""Who is measured: our engine in its variants, and the package nGPT-pytorch."""
+"""Who is measured: our engine in its variants, our module in a plain loop, and two peers.
+
+The peers are the package nGPT-pytorch and NVIDIA/ngpt's model from a checkout of the user's.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from benchmarks import nvidia
 from benchmarks.shape import Shape
-from megatron_ngpt.engine.engine import Engine
+from megatron_ngpt.engine.engine import DTYPES, Engine
 from megatron_ngpt.extras import available, require
 from megatron_ngpt.mesh.mesh import Mesh
+from megatron_ngpt.model.initial import initialise
+from megatron_ngpt.model.ngpt import NGPT
+from megatron_ngpt.model.spec import ParameterSpec, parameter_table
+from megatron_ngpt.ops.attention import pick_attention
 
 PACKAGE = "nGPT_pytorch"
-NAMES = ("ngpt", "gpt", "ngpt-compiled", "gpt-compiled", "package", "package-default")
+OURS = ("ngpt", "gpt", "ngpt-compiled", "gpt-compiled", "plain")
+PEERS = ("nvidia", "nvidia-compiled", "package", "package-default")
+NAMES = (*OURS, *PEERS)
 LEARNING_RATE = 1e-3
 
 
@@ -30,6 +41,8 @@ class Contestant:
     """Token ids [micro_batch, T + 1], used in turn."""
     steps: int = 0
     losses: list[float] = field(default_factory=list)
+    close: Callable[[], None] = lambda: None
+    """Lets go of what would keep it in memory."""
 
     def __call__(self) -> None:
         """Train on the next batch; a loss that is no number ends the benchmark."""
@@ -47,6 +60,8 @@ class Conditions:
     dtype: Literal["fp32", "bf16"]
     zero_stage: Literal[0, 1, 2, 3]
     mesh: Mesh
+    peers: Path | None = None
+    """A checkout of NVIDIA/ngpt."""
 
     def batches(self) -> list[Tensor]:
         """Four batches of random ids, different on every rank."""
@@ -59,18 +74,22 @@ class Conditions:
 
 def why_not(name: str, conditions: Conditions) -> str:
     """Why a contestant cannot run here; empty when it can."""
-    if not name.startswith("package"):
-        return ""
-    if conditions.mesh.degrees.dp > 1:
-        return "nGPT-pytorch brings no data parallelism: measured on one process only"
-    return "" if available(PACKAGE) else "the package nGPT-pytorch is not installed"
+    if name.startswith("nvidia") and conditions.peers is None:
+        return "no checkout of NVIDIA/ngpt was given: --peers PATH"
+    if conditions.mesh.degrees.dp > 1 and (name == "plain" or name in PEERS):
+        return "it brings no data parallelism: measured on one process only"
+    if name.startswith("package") and not available(PACKAGE):
+        return "the package nGPT-pytorch is not installed"
+    return ""
 
 
 def build(name: str, conditions: Conditions) -> Contestant:
     """A contestant by its name in :data:`NAMES`."""
     if name.startswith("package"):
         return _package(conditions, parametrized=name == "package-default")
-    return _ours(name, conditions)
+    if name.startswith("nvidia"):
+        return _nvidia(conditions, compiled=name.endswith("compiled"))
+    return _plain(conditions) if name == "plain" else _ours(name, conditions)
 
 
 def _ours(name: str, at: Conditions) -> Contestant:
@@ -84,6 +103,45 @@ def _ours(name: str, at: Conditions) -> Contestant:
         return engine.train_step(batch[None, :, :-1], batch[None, :, 1:], LEARNING_RATE).loss
 
     parameters = sum(math.prod(spec.shape) for spec in engine.table.values())
+    return Contestant(step, parameters, at.batches(), close=engine.close)
+
+
+def _plain(at: Conditions) -> Contestant:
+    """The module that the engine trains, in the shortest loop there is; what the engine costs is
+    the difference. Parameters have the dtype of the run, without fp32 masters."""
+    config = at.shape.config("ngpt", at.dtype, at.zero_stage)
+    device, dtype, table = at.mesh.device, DTYPES[at.dtype], parameter_table(config.model)
+    with torch.device(device):
+        model = NGPT(config.model, dtype, pick_attention("auto", device, dtype))
+    initialise(model, table, config.train.seed)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True
+    )
+
+    def step(batch: Tensor) -> float:
+        loss = model(batch[:, :-1], batch[:, 1:])
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        _normalise(model, table)
+        return float(loss.detach())
+
+    return Contestant(step, sum(p.numel() for p in model.parameters()), at.batches())
+
+
+@torch.no_grad()
+def _normalise(model: nn.Module, table: dict[str, ParameterSpec]) -> None:
+    for name, parameter in model.named_parameters():
+        dim = table[name].norm_dim
+        if dim is not None:
+            parameter.div_(torch.linalg.vector_norm(parameter, dim=dim, keepdim=True))
+
+
+def _nvidia(at: Conditions, compiled: bool) -> Contestant:
+    assert at.peers is not None
+    where = (at.peers, at.shape, at.dtype, at.mesh.device)
+    step, parameters = nvidia.training_step(*where, LEARNING_RATE, compiled)
     return Contestant(step, parameters, at.batches())
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -68,9 +69,15 @@ class Shape:
         return config
 
 
+_MIDDLE = Shape(width=256, layers=4, heads=4, vocab_size=8192, seq_len=256, micro_batch=4)
 PRESETS = {
     "toy": Shape(width=64, layers=2, heads=4, vocab_size=512, seq_len=64, micro_batch=2),
-    "cpu": Shape(width=256, layers=4, heads=4, vocab_size=8192, seq_len=256, micro_batch=4),
+    # small, middle, large, and a large vocabulary: what docs/performance.md compares on CPU
+    "S": Shape(width=128, layers=4, heads=4, vocab_size=2048, seq_len=256, micro_batch=4),
+    "M": _MIDDLE,
+    "cpu": _MIDDLE,
+    "L": Shape(width=512, layers=8, heads=8, vocab_size=8192, seq_len=512, micro_batch=4),
+    "V": Shape(width=128, layers=2, heads=4, vocab_size=65536, seq_len=256, micro_batch=4),
     # GPT-2 small's layers, width, heads and (padded) vocabulary
     "124m": Shape(width=768, layers=12, heads=12, vocab_size=50304, seq_len=1024, micro_batch=32),
     # the paper's 0.5B model and vocabulary
@@ -78,9 +85,13 @@ PRESETS = {
 }
 
 
-def add_shape_options(parser: argparse.ArgumentParser, preset: str) -> None:
-    """``--preset`` and one option per field of :class:`Shape` that overrides it."""
-    parser.add_argument("--preset", choices=PRESETS, default=preset, help="default: %(default)s")
+def add_shape_options(parser: argparse.ArgumentParser, preset: str, several: bool = False) -> None:
+    """``--preset``, of one or several, and one option per field of :class:`Shape` over it."""
+    about = f"default: {preset}"
+    if several:
+        parser.add_argument("--preset", choices=PRESETS, nargs="+", help=about)
+    else:
+        parser.add_argument("--preset", choices=PRESETS, default=preset, help=about)
     for field in dataclasses.fields(Shape):
         flag = "--" + field.name.replace("_", "-")
         parser.add_argument(flag, type=int, help=f"{field.name} instead of the preset's")
@@ -88,9 +99,18 @@ def add_shape_options(parser: argparse.ArgumentParser, preset: str) -> None:
 
 def chosen_shape(options: argparse.Namespace) -> Shape:
     """The preset with the options that were given put over it."""
+    return _with_options(options.preset, options)
+
+
+def chosen_shapes(options: argparse.Namespace, otherwise: Sequence[str]) -> dict[str, Shape]:
+    """The same for each of several presets; ``otherwise`` are those where none was given."""
+    return {name: _with_options(name, options) for name in options.preset or otherwise}
+
+
+def _with_options(preset: str, options: argparse.Namespace) -> Shape:
     given = {f.name: getattr(options, f.name) for f in dataclasses.fields(Shape)}
     over = {name: value for name, value in given.items() if value is not None}
-    return dataclasses.replace(PRESETS[options.preset], **over)
+    return dataclasses.replace(PRESETS[preset], **over)
 
 
 def matmul_parameters(model: ModelConfig) -> int:

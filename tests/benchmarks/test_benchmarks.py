@@ -3,12 +3,14 @@
 import json
 import subprocess
 import sys
+import types
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import torch
 
-from benchmarks import gpu_suite
+from benchmarks import gpu_suite, nvidia
 from benchmarks.measure import interleave, ratio, spread, with_peak_memory
 from benchmarks.report import table
 from benchmarks.shape import PRESETS, Shape, dense_peak, flops_per_token, matmul_parameters
@@ -77,7 +79,7 @@ def test_step_measures_every_contestant(tmp_path):
     printed = run(sys.executable, "-m", *TOY_STEP, "--steps", "8", "--json", str(result))
     written = json.loads(result.read_text())
     found, left_out = written["results"], written["left_out"]
-    ours, theirs = {"ngpt", "gpt"}, {"package", "package-default"}
+    ours, theirs = {"ngpt", "gpt", "plain"}, {"package", "package-default"}
     assert set(found) == (ours | theirs if available("nGPT_pytorch") else ours)
     assert set(left_out) == (ours | theirs) - set(found)
     for name, contestant in found.items():
@@ -90,9 +92,111 @@ def test_step_measures_every_contestant(tmp_path):
         assert contestant["tokens_per_second"] == pytest.approx(2 * 64 / median)
         assert contestant["peak_bytes"] > 16 * contestant["parameters"]  # weights, gradients, Adam
         assert contestant["mfu"] is None
+        assert contestant["times_products"]["median"] > 1 > contestant["limit_share"]["median"] > 0
+    # the plain loop trains the same module on the same batches from the same weights
+    assert found["plain"]["losses"] == pytest.approx(found["ngpt"]["losses"], rel=1e-4)
+    # per layer four matrices of 64 by 64 and three of 64 by 256, and a head of 512 rows
+    matrices = 2 * (4 * 64 * 64 + 3 * 64 * 256) + 512 * 64
+    assert written["limit"]["product_flops"] == 6 * 2 * 64 * matrices
     assert found["ngpt"]["speed_ratio"] == {"median": 1.0, "q25": 1.0, "q75": 1.0}
     assert written["shape"] == vars(PRESETS["toy"])
     assert written["facts"]["torch"] == torch.__version__
+
+
+def test_step_leaves_out_what_fails_and_takes_turns_with_another_checkout(tmp_path):
+    broken = tmp_path / "peer"
+    broken.mkdir()
+    (broken / "model.py").write_text("import flash_attn\nraise OSError('no such model')\n")
+    result = tmp_path / "step.json"
+    peers = ("--peers", str(broken), "--contestants", "ngpt", "nvidia", "--before", str(ROOT))
+    few = ("--preset", "toy", "--steps", "2", "--layers", "1", "--json", str(result))
+    run(sys.executable, "-m", *TOY_STEP[:1], *few, *peers)
+    written = json.loads(result.read_text())
+    assert written["left_out"] == {"nvidia": "it failed: OSError: no such model"}
+    now, before = written["results"]["ngpt"], written["results"]["ngpt-before"]
+    assert before["losses"] == pytest.approx(now["losses"], rel=1e-4)  # the same code
+    assert before["peak_bytes"] == pytest.approx(now["peak_bytes"], rel=0.05)
+
+
+PEER = """
+from dataclasses import dataclass
+import torch
+from torch import nn
+from flash_attn import flash_attn_func
+
+@dataclass
+class GPTConfig:
+    block_size: int = 8
+    vocab_size: int = 8
+    n_layer: int = 1
+    n_head: int = 1
+    n_embd: int = 8
+    base_scale: float = 1.0
+    use_nGPT: int = 0
+
+class Block(nn.Module):
+    def __init__(self, D):
+        super().__init__()
+        for name in ("query", "key", "value", "att_c_proj", "c_fc", "mlp_c_proj"):
+            setattr(self, name, nn.Linear(D, D, bias=False, dtype=torch.bfloat16))
+
+    def forward(self, h):
+        q, k, v = (f(h)[:, :, None] for f in (self.query, self.key, self.value))
+        out = flash_attn_func(q, k, v, dropout_p=0.0, softmax_scale=1.0, causal=True)
+        return h + self.mlp_c_proj(self.c_fc(self.att_c_proj(out[:, :, 0])))
+
+class GPT(nn.Module):
+    def __init__(self, config):
+        super().__init__()
+        D = config.n_embd
+        self.transformer = nn.ModuleDict(
+            dict(wte=nn.Embedding(config.vocab_size, D), h=nn.ModuleList([Block(D)]))
+        )
+        self.lm_head = nn.Linear(D, config.vocab_size, bias=False)
+
+    def forward(self, idx, targets):
+        h = self.transformer.h[0](self.transformer.wte(idx))
+        return None, nn.functional.cross_entropy(self.lm_head(h).flatten(0, 1), targets.flatten())
+
+    def configure_optimizers(self, weight_decay, learning_rate, betas, device_type):
+        return torch.optim.AdamW(self.parameters(), learning_rate, betas, weight_decay=weight_decay)
+"""
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_a_peer_of_nvidias_names_trains(tmp_path, dtype):
+    (tmp_path / "model.py").write_text(PEER)
+    shape = Shape(width=16, layers=1, heads=1, vocab_size=32, seq_len=8, micro_batch=2)
+    step, parameters = nvidia.training_step(tmp_path, shape, dtype, CPU, 1e-2, compiled=False)
+    assert parameters == 6 * 16**2 + 2 * 32 * 16
+    batch = torch.randint(32, (2, 9), generator=torch.Generator().manual_seed(1))
+    losses = [step(batch) for _ in range(20)]
+    assert losses[-1] < losses[0] - 0.1
+    assert (
+        nvidia.load(tmp_path, dtype).Block(4).key.weight.dtype
+        == {
+            "fp32": torch.float32,
+            "bf16": torch.bfloat16,
+        }[dtype]
+    )
+
+
+def test_peer_columns_and_rows_have_length_one():
+    module = types.ModuleType("peer")
+    with mock.patch.dict(sys.modules, {"flash_attn": mock.Mock(), "peer": module}):
+        exec(PEER.replace("bfloat16", "float32"), module.__dict__)
+        model = module.GPT(module.GPTConfig())
+    nvidia.normalise(model)
+    block, ones = model.transformer.h[0], torch.ones(8)
+    for matrix in (block.query, block.c_fc, model.lm_head, model.transformer.wte):
+        torch.testing.assert_close(matrix.weight.norm(dim=1), ones)
+    for matrix in (block.att_c_proj, block.mlp_c_proj):
+        torch.testing.assert_close(matrix.weight.norm(dim=0), ones)
+
+
+def test_a_folder_without_the_peers_model_is_told(tmp_path):
+    with pytest.raises(ValueError, match=r"--peers .*no model.py"):
+        nvidia.load(tmp_path, "fp32")
 
 
 @pytest.mark.slow
