@@ -13,13 +13,25 @@ import io
 import sys
 import time
 import traceback
+from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
 
-from megatron_ngpt.config import Config, fit_micro_batch, parse_config, phases, seconds_of
+import torch
+
+from megatron_ngpt.config import (
+    Config,
+    Phase,
+    check_plan,
+    fit_micro_batch,
+    parse_config,
+    phases,
+    seconds_of,
+    unreached,
+)
 from megatron_ngpt.data.corpus import open_corpora
 from megatron_ngpt.data.documents import with_eod
-from megatron_ngpt.engine.checkpoint.checkpointer import SaveFailed, newest_step
+from megatron_ngpt.engine.checkpoint.checkpointer import SaveFailed, newest_here, newest_progress
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.estimate.dry_run import dry_run, dry_run_options
 from megatron_ngpt.estimate.table import degrees_table, device_notes
@@ -53,7 +65,8 @@ def main(launch: Launch, argv: list[str]) -> None:
         if launch.rank == 0:
             check_outputs(config)
             started = launch.world_size if launch.world_size > 1 else 0
-            print(dry_run(config, dry_ranks or started))
+            done = newest_here(Path(config.checkpoint_dir))
+            print(dry_run(config, dry_ranks or started, (done.step, done.tokens)))
         return
     exit_after, job = seconds_of(config.train.exit_after), read_job()
     run_dir = Path(config.logging.dir)
@@ -75,27 +88,38 @@ def pretrain(config: Config, launch: Launch, watch: Watch) -> None:
     config = with_eod(config)
     degrees = Degrees.of(config.parallel, launch.world_size)
     config = fit_micro_batch(config, degrees.dp)
-    for phase in phases(config):
-        check_topology(phase.config, degrees)
+    check_topology(config, degrees)
     stages, valid = open_corpora(config.data)
     device = pick_device(config.engine.device, launch.local_rank)
-    if launch.rank == 0:
-        for phase in phases(config):
-            notes = list(device_notes(phase.config, degrees, device))
-            print(phase.heading + degrees_table(phase.config, degrees, notes), flush=True)
     start(launch, device)
     mesh = Mesh.build(degrees, device)
-    done = newest_step(Path(config.checkpoint_dir), device)
-    for phase in phases(config):
-        if phase.end <= done < config.train.steps:
-            continue
-        engine = Engine(phase.config, mesh)
-        train(config, engine, stages, valid, watch, phase)
+    done = newest_progress(Path(config.checkpoint_dir), device)
+    check_plan(config, done.step, done.tokens)
+    plan = phases(config, done.step, done.tokens)
+    for phase in plan:
+        check_topology(phase.config, degrees)
+    if launch.rank == 0:
+        tell_plan(config, plan, degrees, device)
+    goal, ended = config.train.stop_at or config.train.steps, False
+    while not ended:
+        engine = Engine(phases(config, done.step, done.tokens)[0].config, mesh)
+        done = train(config, engine, stages, valid, watch)
         engine.close()
-        if watch.reason or watch.step < phase.end:
-            break
+        ended = bool(watch.reason) or done.step >= goal
     if launch.rank == 0 and watch.reason:
         print(f"ends after step {watch.step}: {watch.reason}, saved", flush=True)
+
+
+def tell_plan(
+    config: Config, plan: Sequence[Phase], degrees: Degrees, device: torch.device
+) -> None:
+    """Print who is where in every phase to come, and which stages there will not be."""
+    for phase in plan:
+        notes = list(device_notes(phase.config, degrees, device))
+        print(phase.heading + degrees_table(phase.config, degrees, notes))
+    for line in unreached(config, plan):
+        print(f"  note: {line}")
+    sys.stdout.flush()
 
 
 def _parse(argv: list[str]) -> Config:

@@ -131,7 +131,9 @@ def report(found: dict[str, Any], options: argparse.Namespace) -> None:
         print(f"loss in nats by position, first to last part, of {found['documents']} documents")
     for length, parts in found["loss"].items():
         told = " ".join(f"{part:7.4f}" for part in parts)
-        print(f"{length:>9}  mean {sum(parts) / len(parts):7.4f}  {told}")
+        sizes = [len(part) for part in np.array_split(np.arange(length), len(parts))]
+        mean = np.average(parts, weights=sizes)  # parts may differ by a token
+        print(f"{length:>9}  mean {mean:7.4f}  {told}")
     if found["passkey"]:
         print(f"passkeys found, by depth from beginning to end, of {options.trials} each")
     for length, by_depth in found["passkey"].items():

@@ -8,11 +8,9 @@ from pathlib import Path
 
 import torch
 
-from megatron_ngpt.config import Config, load_config
+from megatron_ngpt.config import load_config
 from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
-from megatron_ngpt.engine.checkpoint.weights import load_weights
-from megatron_ngpt.model.ngpt import NGPT
-from megatron_ngpt.model.spec import parameter_table
+from megatron_ngpt.engine.checkpoint.weights import load_model
 from megatron_ngpt.run.checkpoints import find_checkpoint
 from megatron_ngpt.run.durable import DamagedCheckpoint
 from megatron_ngpt.train.generate import generate
@@ -25,7 +23,7 @@ def main() -> int:
         checkpoint = find_checkpoint(options.checkpoint)
         config = load_config(checkpoint / "config.yaml")
         tokenizer = open_tokenizer(options.tokenizer or config.data.tokenizer)
-        model = load_model(checkpoint, config, pick_device(options.device))
+        model = load_model(checkpoint, config.model, pick_device(options.device))
         for number, prompt in enumerate(options.prompt):
             ids = tokenizer.encode(prompt)
             made = generate(
@@ -58,16 +56,6 @@ def pick_device(wanted: str) -> torch.device:
     if wanted == "cuda" and not seen:
         raise ValueError("--device cuda: torch sees no GPU: take --device cpu")
     return torch.device("cpu" if wanted == "cpu" or not seen else "cuda")
-
-
-def load_model(checkpoint: Path, config: Config, device: torch.device) -> NGPT:
-    """The model with a checkpoint's fp32 weights, ready for inference."""
-    table = parameter_table(config.model)
-    weights = load_weights(checkpoint, {name: spec.shape for name, spec in table.items()})
-    with torch.device("meta"):
-        model = NGPT(config.model)
-    model.load_state_dict(weights, assign=True)
-    return model.to(device).eval()
 
 
 def _options() -> argparse.Namespace:

@@ -1,6 +1,6 @@
 """One tree of frozen dataclasses, its command line, its checks, and the DeepSpeed dictionary."""
 
-from megatron_ngpt.config.checks import check, check_batch, fit_micro_batch
+from megatron_ngpt.config.checks import check, check_batch, check_plan, fit_micro_batch
 from megatron_ngpt.config.cli import load_config, parse_config, save_config
 from megatron_ngpt.config.data import (
     Blend,
@@ -12,7 +12,7 @@ from megatron_ngpt.config.data import (
 )
 from megatron_ngpt.config.duration import seconds_of
 from megatron_ngpt.config.model import ModelConfig, ScaleConfig, completed
-from megatron_ngpt.config.phases import Phase, phases
+from megatron_ngpt.config.phases import Phase, phases, step_at, token_at, unreached
 from megatron_ngpt.config.run import (
     CheckpointConfig,
     EngineConfig,
@@ -43,6 +43,7 @@ __all__ = [
     "blends_of",
     "check",
     "check_batch",
+    "check_plan",
     "completed",
     "corpora_of",
     "fit_micro_batch",
@@ -51,4 +52,7 @@ __all__ = [
     "phases",
     "save_config",
     "seconds_of",
+    "step_at",
+    "token_at",
+    "unreached",
 ]

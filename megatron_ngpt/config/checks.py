@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from operator import attrgetter
 
@@ -10,7 +10,7 @@ from megatron_ngpt.config.data_checks import data_problems
 from megatron_ngpt.config.deepspeed import deepspeed_config
 from megatron_ngpt.config.duration import seconds_of
 from megatron_ngpt.config.model_checks import model_problems
-from megatron_ngpt.config.phases import phase_problems, phases
+from megatron_ngpt.config.phases import boundary_problems, length_problems, phases
 from megatron_ngpt.config.tree import Config
 
 
@@ -21,15 +21,26 @@ def check(config: Config) -> None:
         *model_problems(config.model), *_optim(config), *_engine(config), *_parallel(config),
         *_run(config), *data_problems(config.data),
     ]  # fmt: skip
-    problems = problems or list(_later(config))
+    _refuse(problems or list(_later(config)))
+
+
+def check_plan(config: Config, step: int = 0, token: int = 0) -> None:
+    """Raise one ValueError that lists what is impossible from where a run stands.
+
+    Apart from :func:`check`, because a saved configuration is also read where that is not known.
+    """
+    _refuse([*boundary_problems(config, step, token), *_later(config, step, token)])
+
+
+def _refuse(problems: Sequence[str]) -> None:
     if problems:
         raise ValueError("impossible configuration:\n" + "\n".join(f"  - {p}" for p in problems))
 
 
-def _later(config: Config) -> Iterator[str]:
+def _later(config: Config, step: int = 0, token: int = 0) -> Iterator[str]:
     """What is impossible once the length of sequences changes."""
-    yield from phase_problems(config)
-    for phase in phases(config)[1:]:
+    yield from length_problems(config)
+    for phase in phases(config, step, token)[1:]:
         for problem in (*_parallel(phase.config), *_run(phase.config)):
             yield f"from {phase.setting} on, {problem}"
 

@@ -197,7 +197,7 @@ class EvalConfig:
     """Steps between evaluations, and one at the end; 0 means never."""
 
     steps: int = 10
-    """Global batches per evaluation, always the same ones."""
+    """Global batches per evaluation, always the same ones while global_batch and seq_len stay."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_ngpt.config import Config
+from megatron_ngpt.config import Config, Phase, phases, step_at
 from megatron_ngpt.data.blend import BlendStream
 from megatron_ngpt.data.corpus import Share, Stage
 from megatron_ngpt.data.stream import SampleStream
@@ -151,20 +151,29 @@ def train_loader(
     dp: int,
     dp_rank: int,
     consumed: int,
-    step: int = 0,
+    plan: Sequence[Phase] = (),
     pin: bool = False,
 ) -> Loader:
-    """The training batches of one rank, from ``consumed`` samples on, which took ``step`` steps.
+    """The training batches of one rank, from ``consumed`` samples on.
+
+    Args:
+        config: of the phase in which the run is.
+        stages: which corpora follow one another.
+        dp: ranks that share a batch.
+        dp_rank: which of them this is.
+        consumed: samples of data.seq_len that were read before.
+        plan: this phase and those to come; one without changes from the first step on if empty.
+        pin: see :class:`BatchReader`.
 
     Raises:
         ValueError: a corpus reaches its limit of epochs before train.steps.
     """
     data = config.data
     stream = BlendStream(stages, data.seq_len, config.train.seed, data.shuffle_unit)
-    last = consumed + (config.train.steps - step) * config.train.global_batch
+    plan = plan or phases(config, 0, consumed * data.seq_len)
     end = stream.first_beyond_epochs()
-    if end is not None and end.number < last:
-        steps = step + max(0, end.number - consumed) // config.train.global_batch
+    if end is not None and end.number * data.seq_len < plan[-1].last_token:
+        steps = step_at(plan, max(plan[0].first_token, end.number * data.seq_len))
         raise ValueError(
             f"{end}, after step {steps}, and train.steps = {config.train.steps}: raise its epochs "
             "or set them to 0, lower its weight, or shorten the run"

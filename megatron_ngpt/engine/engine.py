@@ -77,7 +77,7 @@ class Engine:
             self.deepspeed, mesh, self.table, self.shards, config.optim.angle_cap
         )
         self.masters.initialise(config.train.seed)
-        self.targets: int | Tensor = 0  # that counted in the last backward
+        self.targets: int | Tensor = 0  # that counted in the last backward or evaluation
         self.pipeline = Pipeline(config, mesh, stages, model) if mesh.degrees.pp > 1 else None
 
     def train_step(self, tokens: Tensor, targets: Tensor, lr: float) -> StepResult:
@@ -145,13 +145,17 @@ class Engine:
 
     @torch.no_grad()
     def evaluate(self, tokens: Tensor, targets: Tensor) -> float:
-        """Mean loss over the global batch, of which this is one rank's share; collective."""
+        """Mean loss over the global batch, of which this is one rank's share; collective.
+
+        ``self.targets`` tells afterwards how many tokens the mean is of.
+        """
         self.deepspeed.eval()
         inputs = shared_inputs(self.config, self.mesh, tokens, targets)
         losses = [self.forward(micro_batch) for micro_batch in micro_batches(inputs)]
         mine = [loss for loss in losses if loss is not None]
         mean = torch.stack(mine).mean() if mine else torch.zeros((), device=self.mesh.device)
-        return self.mean(mean * self._targets(tokens)[1])
+        self.targets, weight = self._targets(tokens)
+        return self.mean(mean * weight)
 
     def _targets(self, tokens: Tensor) -> tuple[int | Tensor, float | Tensor]:
         """How many targets of a global batch count, and all over those; collective with

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch.testing._internal.distributed.fake_pg import FakeStore
 
-from megatron_ngpt.config import Config, phases
+from megatron_ngpt.config import Config, check_plan, phases, unreached
 from megatron_ngpt.estimate.state import RankState
 from megatron_ngpt.estimate.table import degrees_table
 from megatron_ngpt.mesh.degrees import Degrees
@@ -52,23 +52,26 @@ def dry_run_options(argv: Sequence[str]) -> tuple[int | None, list[str]]:
     return int(wanted), rest
 
 
-def dry_run(config: Config, world_size: int) -> str:
+def dry_run(config: Config, world_size: int, done: tuple[int, int] = (0, 0)) -> str:
     """Check all that a start checks but data and output folders; the degrees table.
 
     Args:
         config: the run's.
         world_size: how many processes it would have; 0 for as few as its degrees allow.
+        done: steps and tokens after which the run stands.
 
     Raises:
         ValueError: what a start would refuse.
     """
     parallel = config.parallel
     degrees = Degrees.of(parallel, world_size or parallel.tp * parallel.pp * parallel.cp)
-    told = []
-    for phase in phases(config):
+    check_plan(config, *done)
+    plan, told = phases(config, *done), []
+    for phase in plan:
         check_topology(phase.config, degrees)
         build_first_and_last(phase.config, degrees)
         told.append(phase.heading + degrees_table(phase.config, degrees))
+    told += [f"  note: {line}" for line in unreached(config, plan)]
     return "\n".join(told)
 
 

@@ -65,6 +65,7 @@ class RunLog:
         enabled: on rank 0.
         owed: whether the record of that last step is still to come.
         ends_at: when a time limit ends the run, in seconds since 1970.
+        work: steps done -> how much of the run that is; its tokens where steps get more or fewer.
     """
 
     def __init__(
@@ -75,8 +76,10 @@ class RunLog:
         enabled: bool,
         owed: bool = False,
         ends_at: float = math.inf,
+        work: Callable[[int], float] = float,
     ) -> None:
         self.config, self.enabled, self.ends_at = config, enabled, ends_at
+        self.work = work
         self.sinks: list[Sink] = []
         self.closers: list[Callable[[], None]] = []
         if not enabled:
@@ -144,7 +147,8 @@ class RunLog:
             self.sinks.append(_Bar(bar))
             self.closers.append(bar.close)
         else:
-            self.sinks.append(_Lines(steps, self.config.logging.every, self.ends_at))
+            every = self.config.logging.every
+            self.sinks.append(_Lines(resumed_at, steps, every, self.ends_at, self.work))
 
 
 class _Bar:
@@ -165,15 +169,17 @@ class _Bar:
 class _Lines:
     """One line every few steps, and for every evaluation."""
 
-    def __init__(self, steps: int, every: int, ends_at: float) -> None:
-        self.steps, self.every, self.ends_at = steps, every, ends_at
-        self.started, self.done = time.monotonic(), 0
+    def __init__(
+        self, first: int, steps: int, every: int, ends_at: float, work: Callable[[int], float]
+    ) -> None:
+        self.first, self.steps, self.every, self.ends_at = first, steps, every, ends_at
+        self.started, self.work = time.monotonic(), work
 
     def __call__(self, record: Record) -> None:
-        self.done += 1
         step = int(record["step"])
         if step % self.every == 0 or step == self.steps or "valid_loss" in record:
-            left = (time.monotonic() - self.started) / self.done * (self.steps - step)
+            before, now, end = (self.work(n) for n in (self.first, step, self.steps))
+            left = (time.monotonic() - self.started) * (end - now) / max(1, now - before)
             words = [_line(record, self.steps), f"{_clock(left)} left"]
             if self.ends_at < math.inf:
                 words.append(f"time limit in {_clock(max(0.0, self.ends_at - time.time()))}")

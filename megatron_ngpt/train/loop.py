@@ -6,10 +6,11 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 from torch import Tensor
 
-from megatron_ngpt.config import Config, Phase, phases
+from megatron_ngpt.config import Config, Phase, phases, token_at
 from megatron_ngpt.data.corpus import Share, Stage
 from megatron_ngpt.data.loader import Batch, Loader, eval_batches, train_loader
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
@@ -28,35 +29,36 @@ def train(
     stages: Sequence[Stage],
     valid: Sequence[Share],
     watch: Watch | None = None,
-    phase: Phase | None = None,
 ) -> Progress:
     """Train from the newest checkpoint, or from the start, to train.steps or train.stop_at.
 
-    Ends earlier, saved, when ``watch`` says so, and at the end of ``phase``, whose configuration
-    the engine has; the run's own goes into its files.
+    Ends earlier, saved, when ``watch`` says so, and at the end of the phase in which the run
+    stands. The engine has that phase's configuration; the run's own goes into its files.
 
     Raises:
+        DamagedCheckpoint: the newest whole checkpoint is of another phase than the engine.
         FloatingPointError: the loss or the gradient is no longer finite.
         ReplicasDiffer: ranks that must hold the same parameter do not.
         ValueError: a corpus reaches its limit of epochs before the end.
     """
-    watch, phase = watch or Watch(), phase or phases(config)[-1]
-    now = phase.config
+    watch, now = watch or Watch(), engine.config
     checkpointer = Checkpointer(config, engine)
     progress = checkpointer.resume()
-    if progress.step < phase.first_step:
+    plan = phases(config, progress.step, progress.tokens)
+    if plan[0].config != now:
         raise DamagedCheckpoint(
             f"the newest checkpoints were damaged and the run falls back to step {progress.step}, "
-            f"when {phase.setting} was not yet in force: start it again"
+            f"when sequences were {plan[0].config.data.seq_len} tokens long: start it again"
         )
     watch.resumed(progress.step)
     goal = config.train.stop_at or config.train.steps
-    saved, last = progress.step, min(goal, phase.end)
+    saved, last = progress.step, min(goal, plan[0].end)
     device, record = engine.mesh.device, dict(progress.record)
-    loader = _loader(now, engine, stages, progress)
+    loader = _loader(plan, engine, stages, progress)
     log = RunLog(
         config,
         progress.step,
+        work=partial(token_at, plan),
         enabled=engine.mesh.rank == 0,
         owed=bool(record),
         ends_at=watch.ends_at,
@@ -92,7 +94,10 @@ def train(
     return progress
 
 
-def _loader(config: Config, engine: Engine, stages: Sequence[Stage], progress: Progress) -> Loader:
+def _loader(
+    plan: Sequence[Phase], engine: Engine, stages: Sequence[Stage], progress: Progress
+) -> Loader:
+    config = plan[0].config
     samples, rest = divmod(progress.tokens, config.data.seq_len)  # it may have changed since
     if rest and config.data.shuffle_unit:
         raise ValueError(
@@ -106,7 +111,7 @@ def _loader(config: Config, engine: Engine, stages: Sequence[Stage], progress: P
         dp=dp,
         dp_rank=dp_rank,
         consumed=samples,
-        step=progress.step,
+        plan=plan,
         pin=_pin(engine),
     )
 
@@ -151,14 +156,16 @@ def validation(
 
 
 def evaluate(config: Config, engine: Engine, share: Share, watch: Watch) -> float:
-    """Mean loss on a corpus over eval.steps global batches, always the same ones."""
+    """Mean loss of all targets in eval.steps global batches of a corpus, always the same ones."""
     dp, dp_rank = engine.mesh.degrees.dp, engine.mesh.index("dp")
-    losses = []
+    total, targets = 0.0, 0
     for batch in eval_batches(config, share, dp=dp, dp_rank=dp_rank, pin=_pin(engine)):
         if watch.ends(watch.step, f"evaluation on {share.name}", engine.mesh.device):
             raise Interrupted
-        losses.append(engine.evaluate(*_to_device(batch, engine)))
-    return sum(losses) / len(losses)
+        loss = engine.evaluate(*_to_device(batch, engine))
+        # with documents apart, batches differ in how many targets count
+        total, targets = total + loss * int(engine.targets), targets + int(engine.targets)
+    return total / max(1, targets)
 
 
 def _due(step: int, every: int, last: int) -> bool:

@@ -6,7 +6,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from megatron_ngpt.config import Config, DataConfig, ModelConfig, TrainConfig
+from megatron_ngpt.config import (
+    Config,
+    DataConfig,
+    ModelConfig,
+    StageConfig,
+    TrainConfig,
+    phases,
+)
 from megatron_ngpt.data.blend import BlendStream
 from megatron_ngpt.data.corpus import Share, Stage, TokenRange
 from megatron_ngpt.data.loader import train_loader
@@ -162,8 +169,19 @@ def test_limit_of_epochs_is_told_before_the_first_step(corpora):
     with pytest.raises(ValueError, match=r"corpus corpus1 \(.*\) has been read epochs = 2") as e:
         train_loader(config(steps=4), stages, dp=1, dp_rank=0, consumed=0)
     assert "after step 3, and train.steps = 4: raise its epochs" in str(e.value)
+    plan = phases(config(steps=10), 9, 30 * SEQ_LEN)
     with pytest.raises(ValueError, match=r"after step 9, and train\.steps = 10"):
-        train_loader(config(steps=10), stages, dp=1, dp_rank=0, consumed=30, step=9)
+        train_loader(config(steps=10), stages, dp=1, dp_rank=0, consumed=30, plan=plan)
+
+
+def test_limit_of_epochs_reckons_with_the_batches_to_come(corpora):
+    """Three steps of 12 samples would do, one of 12 and two of 24 would not."""
+    stages = (Stage(0, shares(corpora, {0: 1, 1: 1}, epochs={1: 2})),)
+    now = config(steps=3)
+    larger = StageConfig(tokens=12 * SEQ_LEN, global_batch=24)
+    plan = phases(replace(now, data=replace(now.data, stages=(larger,))))
+    with pytest.raises(ValueError, match=r"after step 2, and train\.steps = 3"):
+        train_loader(now, stages, dp=1, dp_rank=0, consumed=0, plan=plan)
 
 
 @settings(deadline=None, max_examples=60)

@@ -1,7 +1,6 @@
 """What any topology saved any other resumes: every fp32 value bit-equal, losses as before."""
 
 import functools
-import importlib.util
 from itertools import product
 from pathlib import Path
 
@@ -10,10 +9,10 @@ import torch
 
 from megatron_ngpt.config import load_config
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
+from megatron_ngpt.engine.checkpoint.weights import load_model
 from megatron_ngpt.run.checkpoints import Progress
 from megatron_ngpt.train.generate import generate
 from tests.distributed import run
-from tests.jobs import REPOSITORY
 from tests.parallel.saving import (
     CHECKPOINT,
     SAVED,
@@ -125,18 +124,11 @@ def test_a_rank_reads_what_it_holds_and_nothing_else(resumed, pair):
     assert least <= sum(rank.held for rank in told) <= 1.1 * least
 
 
-def _tool():
-    spec = importlib.util.spec_from_file_location("generate", REPOSITORY / "tools" / "generate.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def test_text_comes_from_a_checkpoint_of_four_ranks(written):
     """tools/generate.py puts the whole model together from the boxes of all ranks."""
     checkpoint = written[0] / str(BOTH) / CHECKPOINT
     config = load_config(checkpoint / "config.yaml")
-    model = _tool().load_model(checkpoint, config, torch.device("cpu"))
+    model = load_model(checkpoint, config.model, torch.device("cpu"))
     prompts = some_tokens(STEPS)[0, :2, :PROMPT] % config.model.vocab_size
     of_ranks = [told.logits for told in written[1][BOTH] if told.logits is not None]
     assert len(of_ranks) == 2

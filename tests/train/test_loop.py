@@ -90,6 +90,28 @@ def test_every_corpus_of_a_blend_has_its_own_validation_loss(toy_corpus, tmp_pat
     assert not [r for r in metrics(tmp_path / "one") if any("/" in name for name in r)]
 
 
+def _apart(mesh, corpus: str, folder: Path):
+    """Documents end all over: the same text evaluated in batches of 12, 6 and 4 sequences."""
+    for batch, steps in ((12, 1), (6, 2), (4, 3)):
+        train_on(
+            mesh,
+            words(
+                corpus,
+                folder / str(batch),
+                data={"document_mask": True, "eod": 3},
+                optim={"lr": 0},
+                train={"steps": 1, "global_batch": batch, "micro_batch": 1},
+                eval={"every": 1, "steps": steps},
+            ),
+        )
+
+
+def test_validation_is_a_mean_over_targets_whatever_the_batch(toy_corpus, tmp_path):
+    run(2, _apart, toy_corpus, tmp_path)
+    one, *others = (metrics(tmp_path / str(batch))[0]["valid_loss"] for batch in (12, 6, 4))
+    assert others == pytest.approx([one, one], abs=1e-6, rel=0)
+
+
 def _poison(model: torch.nn.Module, at_forward: int) -> None:
     """Make the gradient, not the loss, of the n-th forward pass NaN."""
     count = itertools.count(1)

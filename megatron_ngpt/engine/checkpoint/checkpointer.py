@@ -6,6 +6,7 @@ import json
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -38,7 +39,6 @@ from megatron_ngpt.run.checkpoints import (
     publish,
     read_progress,
     set_aside,
-    step_of,
 )
 from megatron_ngpt.run.durable import DamagedCheckpoint, write_durably
 
@@ -50,12 +50,24 @@ class SaveFailed(Exception):
     """A checkpoint could not be written; the message says on which rank and why."""
 
 
-def newest_step(folder: Path, device: torch.device) -> int:
-    """Step of the newest checkpoint in a folder as rank 0 sees it, 0 without one; collective."""
-    found = checkpoints(folder) if dist.get_rank() == 0 else []
-    step = torch.tensor(step_of(found[0]) if found else 0, device=device)
-    dist.broadcast(step, 0)
-    return int(step)
+def newest_here(folder: Path) -> Progress:
+    """How far the newest checkpoint in a folder has come that tells; a fresh Progress without one.
+
+    :meth:`Checkpointer.resume` passes over the others, too.
+    """
+    for checkpoint in checkpoints(folder):
+        with suppress(DamagedCheckpoint):
+            return read_progress(checkpoint)
+    return Progress()
+
+
+def newest_progress(folder: Path, device: torch.device) -> Progress:
+    """Step and tokens of the newest checkpoint in a folder as rank 0 sees it; collective."""
+    found = newest_here(folder) if dist.get_rank() == 0 else Progress()
+    numbers = torch.tensor([found.step, found.tokens], device=device)
+    dist.broadcast(numbers, 0)
+    step, tokens = numbers.tolist()
+    return Progress(step, tokens)
 
 
 class Checkpointer:
