@@ -16,8 +16,7 @@ import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stderr
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from megatron_ngpt.config import (
     Config,
@@ -29,11 +28,9 @@ from megatron_ngpt.config import (
     seconds_of,
     unreached,
 )
-from megatron_ngpt.data.corpus import open_corpora
+from megatron_ngpt.data.corpus import Share, Stage, open_corpora
 from megatron_ngpt.data.documents import with_eod
-from megatron_ngpt.engine.checkpoint.checkpointer import SaveFailed, newest_here, newest_progress
-from megatron_ngpt.engine.engine import Engine
-from megatron_ngpt.estimate.dry_run import dry_run, dry_run_options
+from megatron_ngpt.estimate.options import dry_run_options
 from megatron_ngpt.estimate.table import degrees_table, device_notes
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.launch import (
@@ -46,15 +43,17 @@ from megatron_ngpt.mesh.launch import (
     tell,
     without_local_rank,
 )
-from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.parallel.plan import check_topology
 from megatron_ngpt.run.attempts import REFUSED, TROUBLE, AttemptRecord
+from megatron_ngpt.run.checkpoints import newest_here
+from megatron_ngpt.run.failed import RunFailed
 from megatron_ngpt.run.metrics import check_outputs
-from megatron_ngpt.train.checks import ReplicasDiffer
-from megatron_ngpt.train.loop import train
 from megatron_ngpt.train.stop import Stop
 from megatron_ngpt.train.watch import Watch
 from megatron_ngpt.train.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    import torch
 
 
 def main(launch: Launch, argv: list[str]) -> None:
@@ -65,6 +64,8 @@ def main(launch: Launch, argv: list[str]) -> None:
         if launch.rank == 0:
             check_outputs(config)
             started = launch.world_size if launch.world_size > 1 else 0
+            from megatron_ngpt.estimate.dry_run import dry_run
+
             done = newest_here(Path(config.checkpoint_dir))
             print(dry_run(config, dry_ranks or started, (done.step, done.tokens)))
         return
@@ -84,7 +85,7 @@ def main(launch: Launch, argv: list[str]) -> None:
 
 
 def pretrain(config: Config, launch: Launch, watch: Watch) -> None:
-    """Build in order and train."""
+    """Refuse what the ranks and the corpora do not allow, then build in order and train."""
     config = with_eod(config)
     degrees = Degrees.of(config.parallel, launch.world_size)
     config = fit_micro_batch(config, degrees.dp)
@@ -92,13 +93,33 @@ def pretrain(config: Config, launch: Launch, watch: Watch) -> None:
     stages, valid = open_corpora(config.data)
     device = pick_device(config.engine.device, launch.local_rank)
     start(launch, device)
+    _train(config, degrees, device, stages, valid, watch)
+    if launch.rank == 0 and watch.reason:
+        print(f"ends after step {watch.step}: {watch.reason}, saved", flush=True)
+
+
+def _train(
+    config: Config,
+    degrees: Degrees,
+    device: torch.device,
+    stages: Sequence[Stage],
+    valid: Sequence[Share],
+    watch: Watch,
+) -> None:
+    """Phase after phase, joined to the process group."""
+    # not at the top: a mistake in the settings is told before these seconds
+    from megatron_ngpt.engine.checkpoint.checkpointer import newest_progress
+    from megatron_ngpt.engine.engine import Engine
+    from megatron_ngpt.mesh.mesh import Mesh
+    from megatron_ngpt.train.loop import train
+
     mesh = Mesh.build(degrees, device)
     done = newest_progress(Path(config.checkpoint_dir), device)
     check_plan(config, done.step, done.tokens)
     plan = phases(config, done.step, done.tokens)
     for phase in plan:
         check_topology(phase.config, degrees)
-    if launch.rank == 0:
+    if mesh.rank == 0:
         tell_plan(config, plan, degrees, device)
     goal, ended = config.train.stop_at or config.train.steps, False
     while not ended:
@@ -106,8 +127,6 @@ def pretrain(config: Config, launch: Launch, watch: Watch) -> None:
         done = train(config, engine, stages, valid, watch)
         engine.close()
         ended = bool(watch.reason) or done.step >= goal
-    if launch.rank == 0 and watch.reason:
-        print(f"ends after step {watch.step}: {watch.reason}, saved", flush=True)
 
 
 def tell_plan(
@@ -146,7 +165,7 @@ def run() -> int:
         code, why = (2, str(ended.code)) if ended.code else (0, "")
     except REFUSED as err:
         code, why = 2, f"pretrain_ngpt.py: {err}"
-    except (FloatingPointError, ReplicasDiffer, SaveFailed) as err:
+    except (FloatingPointError, RunFailed) as err:
         code, why = 1, f"pretrain_ngpt.py: {err}"
     except Exception:
         traceback.print_exc()  # of every rank: any may be the one that failed first

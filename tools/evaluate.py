@@ -16,15 +16,13 @@ import json
 import sys
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from megatron_ngpt.config import Config, load_config
 from megatron_ngpt.data.indexed import IndexedDataset
 from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
-from megatron_ngpt.engine.checkpoint.weights import load_weights
-from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.extras import require
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.launch import (
@@ -36,16 +34,13 @@ from megatron_ngpt.mesh.launch import (
     tell,
     without_local_rank,
 )
-from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.parallel.plan import check_topology
 from megatron_ngpt.run.checkpoints import find_checkpoint
 from megatron_ngpt.run.durable import DamagedCheckpoint
-from megatron_ngpt.train.by_length import (
-    Passkey,
-    long_documents,
-    loss_by_position,
-    passkey_accuracy,
-)
+
+if TYPE_CHECKING:
+    from megatron_ngpt.engine.engine import Engine
+    from megatron_ngpt.train.by_length import Passkey
 
 
 def main(launch: Launch, argv: list[str]) -> None:
@@ -67,6 +62,12 @@ def main(launch: Launch, argv: list[str]) -> None:
                 f"--lengths {length} is not a multiple of {config.parallel.sequence_unit}, which "
                 "the ranks of tp and cp share"
             )
+    # what needs torch is imported once nothing can be refused without it
+    from megatron_ngpt.engine.checkpoint.weights import load_weights
+    from megatron_ngpt.engine.engine import Engine
+    from megatron_ngpt.mesh.mesh import Mesh
+    from megatron_ngpt.train.by_length import long_documents
+
     corpus = IndexedDataset(options.data) if options.data else None
     documents = long_documents(corpus, lengths[-1], options.documents) if corpus else []
     tokenizer = options.tokenizer or config.data.tokenizer
@@ -99,6 +100,8 @@ def passkeys(
     """Prompts by length and depth."""
     if not tokenizer:
         raise ValueError("--passkey needs --tokenizer: the run's configuration has none")
+    from megatron_ngpt.train.by_length import Passkey
+
     encode, depths = SentencePieceTokenizer(tokenizer).encode, np.linspace(0, 1, options.depths)
     keys = np.random.default_rng(0).integers(10_000, 100_000, options.trials).tolist()
     return {
@@ -116,6 +119,8 @@ def measure(
     buckets: int,
 ) -> dict[str, Any]:
     """Everything asked for; collective."""
+    from megatron_ngpt.train.by_length import loss_by_position, passkey_accuracy
+
     found: dict[str, Any] = {"loss": {}, "passkey": {}, "documents": len(documents)}
     for length in lengths if documents else ():
         cut = [document[: length + 1] for document in documents]

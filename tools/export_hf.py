@@ -7,14 +7,11 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from megatron_ngpt.engine.checkpoint.index import DamagedCheckpoint
-from megatron_ngpt.interop.export import export
-from megatron_ngpt.interop.fold import fold_logit_scale
 from megatron_ngpt.run.checkpoints import find_checkpoint
+from megatron_ngpt.run.durable import DamagedCheckpoint
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": "float32", "bf16": "bfloat16"}
+"""Names that torch has for them."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,10 +19,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = _options(argv)
     try:
         checkpoint = find_checkpoint(options.checkpoint)
+        # brings torch along, which --help and a wrong folder do not wait for
+        import torch
+
+        from megatron_ngpt.interop.export import export
+        from megatron_ngpt.interop.fold import fold_logit_scale
+
         count = export(
             checkpoint,
             options.output,
-            dtype=DTYPES[options.dtype],
+            dtype=getattr(torch, DTYPES[options.dtype]),
             file_bytes=round(options.file_gb * 1e9),
             tokenizer=options.tokenizer,
         )

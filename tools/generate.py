@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from megatron_ngpt.config import load_config
 from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
-from megatron_ngpt.engine.checkpoint.weights import load_model
 from megatron_ngpt.run.checkpoints import find_checkpoint
 from megatron_ngpt.run.durable import DamagedCheckpoint
-from megatron_ngpt.train.generate import generate
+
+if TYPE_CHECKING:
+    import torch
 
 
 def main() -> int:
@@ -23,6 +23,10 @@ def main() -> int:
         checkpoint = find_checkpoint(options.checkpoint)
         config = load_config(checkpoint / "config.yaml")
         tokenizer = open_tokenizer(options.tokenizer or config.data.tokenizer)
+        # with torch, which --help and a wrong folder do not wait for
+        from megatron_ngpt.engine.checkpoint.weights import load_model
+        from megatron_ngpt.train.generate import generate
+
         model = load_model(checkpoint, config.model, pick_device(options.device))
         for number, prompt in enumerate(options.prompt):
             ids = tokenizer.encode(prompt)
@@ -52,6 +56,8 @@ def open_tokenizer(path: str) -> SentencePieceTokenizer:
 
 def pick_device(wanted: str) -> torch.device:
     """Device for --device = auto, cpu or cuda."""
+    import torch
+
     seen = torch.cuda.is_available()
     if wanted == "cuda" and not seen:
         raise ValueError("--device cuda: torch sees no GPU: take --device cpu")

@@ -26,14 +26,16 @@ from typing import Any
 import yaml
 
 from megatron_ngpt.config import Config, load_config, save_config
-from megatron_ngpt.interop.imported import write_checkpoint
-from megatron_ngpt.interop.sources import open_source
 from megatron_ngpt.model.spec import parameter_table
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Print what was made; 2 when it cannot be."""
     options = _options(argv)
+    # they bring torch along, which --help does not wait for
+    from megatron_ngpt.interop.imported import write_checkpoint
+    from megatron_ngpt.interop.sources import open_source
+
     try:
         source = open_source(options.source, dict(options.kwargs))
         base = load_config(options.config) if options.config else Config()

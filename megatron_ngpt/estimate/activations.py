@@ -39,7 +39,7 @@ from dataclasses import dataclass
 from megatron_ngpt.config import Config, ModelConfig, ParallelConfig
 from megatron_ngpt.estimate.alive import alive
 from megatron_ngpt.mesh.degrees import Degrees
-from megatron_ngpt.model.ngpt import Part
+from megatron_ngpt.model.part import Part
 from megatron_ngpt.parallel.shard import local_model
 from megatron_ngpt.parallel.stages import stage_map
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from math import prod
-
-import torch
+from typing import TYPE_CHECKING
 
 from megatron_ngpt.config import Config
 from megatron_ngpt.config.deepspeed import uses_low_precision_copy
@@ -17,6 +16,9 @@ from megatron_ngpt.mesh.degrees import AXES, Degrees
 from megatron_ngpt.model.spec import parameter_count
 from megatron_ngpt.parallel.shard import local_rows
 from megatron_ngpt.parallel.stages import stage_map
+
+if TYPE_CHECKING:
+    import torch
 
 GIB, MIB = 1 << 30, 1 << 20
 _SHOWN = 6  # pipeline ranks with a line of their own; of more, the ends and the largest
@@ -160,6 +162,8 @@ def device_notes(config: Config, degrees: Degrees, device: torch.device) -> Iter
     """What this rank's GPU has to say about the plan; nothing on CPU."""
     if device.type != "cuda":
         return
+    import torch
+
     has = torch.cuda.get_device_properties(device).total_memory
     needs = busiest(config, degrees)[1].total
     if needs > has:

@@ -1,4 +1,7 @@
-"""Who this process is, from whatever launcher started it; the only user of ``os.environ``."""
+"""Who this process is, from whatever launcher started it; the only user of ``os.environ``.
+
+torch is imported where a process joins the others: who only asks for help does not wait for it.
+"""
 
 from __future__ import annotations
 
@@ -8,11 +11,13 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-
-import torch
-import torch.distributed as dist
+from typing import TYPE_CHECKING
 
 from megatron_ngpt.mesh.mpi import agree_on_address
+
+if TYPE_CHECKING:
+    import torch
+    import torch.distributed as dist
 
 
 @dataclass(frozen=True)
@@ -105,6 +110,8 @@ def pick_device(wanted: str, local_rank: int) -> torch.device:
     Raises:
         ValueError: cuda was asked for and torch sees no GPU for this rank.
     """
+    import torch
+
     seen = torch.cuda.device_count() if wanted != "cpu" else 0
     if wanted == "cpu" or (wanted == "auto" and seen == 0):
         return torch.device("cpu")
@@ -119,6 +126,8 @@ def pick_device(wanted: str, local_rank: int) -> torch.device:
 
 def start(launch: Launch, device: torch.device) -> None:
     """Join the default process group: gloo for CPU tensors, NCCL for CUDA tensors."""
+    import torch.distributed as dist
+
     # DeepSpeed reads these two there, whoever launched
     os.environ["LOCAL_RANK"] = str(launch.local_rank)
     os.environ["DS_ACCELERATOR"] = device.type
@@ -151,8 +160,9 @@ def finish(code: int = 0) -> None:
     Gloo's threads may still want the interpreter's lock while Python finalises, which aborts a
     process whose work is done (exit code -6); a scheduler must never see that.
     """
-    if code == 0 and dist.is_initialized():  # after a failure the others may never answer
-        dist.destroy_process_group()
+    distributed = sys.modules.get("torch.distributed")  # not there when nothing was trained
+    if code == 0 and distributed and distributed.is_initialized():
+        distributed.destroy_process_group()  # after a failure the others may never answer
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)

@@ -7,7 +7,6 @@ docs/architecture.md. Shapes: B batch, T tokens, D width, V token ids.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -23,6 +22,7 @@ from megatron_ngpt.model.attention import (
     rope_scaling,
 )
 from megatron_ngpt.model.mlp import build_mlp
+from megatron_ngpt.model.part import Part
 from megatron_ngpt.ops.attention import Attend, sdpa_attention
 from megatron_ngpt.ops.documents import Documents
 from megatron_ngpt.ops.hypersphere import Scale, residual_step
@@ -100,20 +100,6 @@ def _residual(model: ModelConfig, alpha: LayerScale, eps: float = 0.0) -> nn.Mod
     if model.is_ngpt:
         return SphereResidual(model, alpha, eps)
     return PreNormResidual(model.width, model.norm_eps)
-
-
-@dataclass(frozen=True)
-class Part:
-    """Which layers of the model a module holds; pipeline stages hold some, one device all."""
-
-    layers: range
-    """Numbers of its blocks."""
-
-    first: bool = True
-    """Whether it embeds tokens."""
-
-    last: bool = True
-    """Whether it predicts them."""
 
 
 class NGPT(nn.Module):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from megatron_ngpt.config import ModelConfig
@@ -64,6 +65,11 @@ class ParameterSpec:
 
 def parameter_table(model: ModelConfig) -> dict[str, ParameterSpec]:
     """Every parameter of a model by name, in the model's own order."""
+    return {row.name: row for row in _rows(model)}
+
+
+@lru_cache(maxsize=4)  # of a value, by a value: an estimate asks thousands of times
+def _rows(model: ModelConfig) -> tuple[ParameterSpec, ...]:
     D, V, std = model.width, model.vocab_size, model.init_std
     rows = [_matrix(model, "embed.weight", (V, D), 1, std, "embedding")]
     for layer in range(model.layers):
@@ -74,12 +80,12 @@ def parameter_table(model: ModelConfig) -> dict[str, ParameterSpec]:
         rows += _scale("s_z", V, model.scale_at("s_z", 0))
     else:
         rows.append(_vector("final_norm.gain.value", D, None, 1.0))
-    return {row.name: row for row in rows}
+    return tuple(rows)
 
 
 def parameter_count(model: ModelConfig) -> int:
     """Elements of all parameters of a model."""
-    return sum(math.prod(spec.shape) for spec in parameter_table(model).values())
+    return sum(math.prod(spec.shape) for spec in _rows(model))
 
 
 def _block(model: ModelConfig, layer: int, at: str) -> list[ParameterSpec]:

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from megatron_ngpt.config import Config, TrainConfig
 from megatron_ngpt.mesh.mesh import Mesh
-from megatron_ngpt.model.ngpt import NGPT, Block, Part
+from megatron_ngpt.model.ngpt import NGPT, Block
+from megatron_ngpt.model.part import Part
 from megatron_ngpt.model.spec import parameter_table
 from megatron_ngpt.ops.attention import Attend
 from megatron_ngpt.parallel.context import context_attention

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_ngpt.config import Config
-from megatron_ngpt.model.ngpt import Part
+from megatron_ngpt.model.part import Part
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,6 +76,17 @@ def read_progress(checkpoint: Path) -> Progress:
         return Progress(int(state["step"]), int(state["tokens"]), dict(state.get("record", {})))
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise DamagedCheckpoint(f"{path}: {err!r}") from err
+
+
+def newest_here(folder: Path) -> Progress:
+    """How far the newest checkpoint in a folder has come that tells; a fresh Progress without one.
+
+    A run that resumes passes over the others, too.
+    """
+    for checkpoint in checkpoints(folder):
+        with suppress(DamagedCheckpoint):
+            return read_progress(checkpoint)
+    return Progress()
 
 
 def begin(folder: Path, step: int) -> Path:

@@ -16,12 +16,9 @@ from torch import Tensor
 
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.parallel.apply import table_parameters
+from megatron_ngpt.run.failed import ReplicasDiffer
 
 _BITS = {2: torch.int16, 4: torch.int32}  # integers as wide as a value
-
-
-class ReplicasDiffer(Exception):
-    """Ranks that must hold the same parameter do not; the message names it and them."""
 
 
 class Difference(NamedTuple):

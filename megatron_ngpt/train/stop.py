@@ -6,9 +6,10 @@ import math
 import signal
 import time
 from types import FrameType
+from typing import TYPE_CHECKING
 
-import torch
-import torch.distributed as dist
+if TYPE_CHECKING:
+    import torch
 
 SIGNALS = (signal.SIGUSR1, signal.SIGTERM)
 REASONS = ("", "walltime", "signal")  # what all-reduce takes the largest of
@@ -52,6 +53,9 @@ class Stop:
 
     def agreed(self, device: torch.device) -> str:
         """Why every rank ends now, "" if none was asked; collective, 4 bytes over all ranks."""
+        import torch
+        import torch.distributed as dist
+
         answer = torch.tensor(self._mine(), dtype=torch.int32, device=device)
         dist.all_reduce(answer, op=dist.ReduceOp.MAX)
         return REASONS[int(answer)]

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, field
-
-import torch
+from typing import TYPE_CHECKING
 
 from megatron_ngpt.run.attempts import AttemptRecord
 from megatron_ngpt.run.checkpoints import Progress
 from megatron_ngpt.train.stop import Stop
 from megatron_ngpt.train.watchdog import Watchdog
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Interrupted(Exception):

@@ -11,7 +11,7 @@ from megatron_ngpt.config import Config, DataConfig, ModelConfig, ParallelConfig
 from megatron_ngpt.estimate.activations import part_kept
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.mesh import Mesh
-from megatron_ngpt.model.ngpt import Part
+from megatron_ngpt.model.part import Part
 from megatron_ngpt.model.spec import parameter_table
 from megatron_ngpt.ops.attention import sdpa_attention
 from megatron_ngpt.parallel.apply import build_parts, table_parameters

@@ -8,7 +8,8 @@ import torch.distributed as dist
 
 from megatron_ngpt.config import Config, ModelConfig, ParallelConfig, TrainConfig, load_config
 from megatron_ngpt.estimate import dry_run as room
-from megatron_ngpt.estimate.dry_run import dry_run, dry_run_options, fake_mesh
+from megatron_ngpt.estimate.dry_run import dry_run, fake_mesh
+from megatron_ngpt.estimate.options import dry_run_options
 from megatron_ngpt.mesh.degrees import Degrees
 from tests.jobs import REPOSITORY, forked
 

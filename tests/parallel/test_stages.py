@@ -3,7 +3,7 @@ from itertools import chain, combinations, pairwise
 import pytest
 
 from megatron_ngpt.config import Config, DataConfig, ModelConfig, ParallelConfig
-from megatron_ngpt.model.ngpt import Part
+from megatron_ngpt.model.part import Part
 from megatron_ngpt.model.spec import parameter_table
 from megatron_ngpt.parallel.stages import balanced, head_cost, stage_map
 

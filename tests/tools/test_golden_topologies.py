@@ -1,6 +1,5 @@
 """tools/verify_golden.py accepts the same traces under tensor and pipeline parallelism."""
 
-import importlib.util
 import json
 
 import pytest
@@ -8,6 +7,7 @@ from safetensors.torch import load_file
 
 from megatron_ngpt.config import ParallelConfig
 from megatron_ngpt.engine.engine import Engine
+from megatron_ngpt.interop import golden
 from megatron_ngpt.mesh.degrees import Degrees
 from tests.distributed import run
 from tests.parallel.training import build
@@ -30,16 +30,9 @@ PUBLISHED = {
 }
 
 
-def _tool():
-    spec = importlib.util.spec_from_file_location("verify_golden", test_verify_golden.TOOL)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def _replay(mesh, tensors, facts, topologies):
     """Per topology: what the tool finds, and its exit code."""
-    golden, found = _tool(), []
+    found = []
     for parallel, stage in topologies:
         layout = ParallelConfig(**parallel)
         dp = Degrees.of(layout, mesh.degrees.dp).dp

@@ -1,6 +1,5 @@
 """tools/verify_golden.py accepts the traces beside the checkout, and refuses wrong ones."""
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -12,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from megatron_ngpt.engine.engine import Engine
-from megatron_ngpt.interop import nvidia
+from megatron_ngpt.interop import golden, nvidia
 from megatron_ngpt.model.initial import initialise
 from megatron_ngpt.model.ngpt import NGPT
 from megatron_ngpt.model.spec import parameter_table
@@ -109,9 +108,6 @@ KINDS = ["logits", "gradients", "loss", "grad_norm", "weights", "nan", "nothing"
 
 def _replay_all(mesh, trace):
     """Per change: which kinds the tool finds too large."""
-    spec = importlib.util.spec_from_file_location("verify_golden", TOOL)
-    golden = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(golden)
     config = config_of(model=nvidia.model_config(PUBLISHED), batch=(4, 4 // mesh.degrees.dp))
     found = {}
     for kind in KINDS:

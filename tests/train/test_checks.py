@@ -10,8 +10,9 @@ from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.parallel.apply import table_parameters
+from megatron_ngpt.run.failed import ReplicasDiffer
 from megatron_ngpt.train import checks
-from megatron_ngpt.train.checks import ReplicasDiffer, check
+from megatron_ngpt.train.checks import check
 from tests.distributed import CPU, run
 from tests.estimate.measuring import some_batch
 from tests.jobs import forked, metrics, train_on, words

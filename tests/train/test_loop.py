@@ -9,10 +9,10 @@ import torch
 from megatron_ngpt.config import parse_config
 from megatron_ngpt.data.corpus import open_corpora
 from megatron_ngpt.engine.checkpoint import checkpointer
-from megatron_ngpt.engine.checkpoint.checkpointer import SaveFailed
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.ops.linear import Embedding
 from megatron_ngpt.run.checkpoints import checkpoints
+from megatron_ngpt.run.failed import SaveFailed
 from megatron_ngpt.train.loop import train
 from tests.distributed import run
 from tests.jobs import metrics, train_on, words, write_corpus

@@ -6,7 +6,6 @@ import json
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 
@@ -35,30 +34,17 @@ from megatron_ngpt.run.checkpoints import (
     begin,
     checkpoints,
     clear_temporary,
+    newest_here,
     point_latest,
     publish,
     read_progress,
     set_aside,
 )
 from megatron_ngpt.run.durable import DamagedCheckpoint, write_durably
+from megatron_ngpt.run.failed import SaveFailed
 
 STRETCHES = ("rope_theta", "rope_scaling", "rope_factor", "rope_original")
 """Settings of the model that may change between a checkpoint and the run that resumes it."""
-
-
-class SaveFailed(Exception):
-    """A checkpoint could not be written; the message says on which rank and why."""
-
-
-def newest_here(folder: Path) -> Progress:
-    """How far the newest checkpoint in a folder has come that tells; a fresh Progress without one.
-
-    :meth:`Checkpointer.resume` passes over the others, too.
-    """
-    for checkpoint in checkpoints(folder):
-        with suppress(DamagedCheckpoint):
-            return read_progress(checkpoint)
-    return Progress()
 
 
 def newest_progress(folder: Path, device: torch.device) -> Progress:

@@ -12,10 +12,11 @@ from safetensors import safe_open
 from megatron_ngpt.config import parse_config, save_config
 from megatron_ngpt.engine.checkpoint import checkpointer as room
 from megatron_ngpt.engine.checkpoint import storage
-from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer, SaveFailed
+from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
 from megatron_ngpt.engine.checkpoint.index import checksum, read_index
 from megatron_ngpt.engine.checkpoint.weights import load_weights
 from megatron_ngpt.run.checkpoints import Progress
+from megatron_ngpt.run.failed import SaveFailed
 from tests.distributed import run
 from tests.engine.checkpoint.saving import (
     advance,

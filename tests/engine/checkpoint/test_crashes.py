@@ -9,8 +9,9 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from megatron_ngpt.engine.checkpoint import storage
-from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer, SaveFailed
+from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
 from megatron_ngpt.engine.checkpoint.index import check_files, read_index
+from megatron_ngpt.run.failed import SaveFailed
 from tests.distributed import run
 from tests.engine.checkpoint.saving import (
     advance,
