@@ -6,7 +6,7 @@ import argparse
 import json
 from collections.abc import Iterable
 from math import inf, isnan
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
@@ -42,6 +42,9 @@ TOLERANCES = {
 }
 
 
+Stage = Literal[0, 1, 2, 3]
+
+
 def verify(options: argparse.Namespace) -> int:
     """Run the trace on every rank; 0 when all differences are within tolerance."""
     launch = read_launch()
@@ -66,7 +69,7 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def _config(
-    facts: dict[str, Any], tokens: Tensor, zero_stage: int, parallel: ParallelConfig, dp: int
+    facts: dict[str, Any], tokens: Tensor, zero_stage: Stage, parallel: ParallelConfig, dp: int
 ) -> Config:
     """Our configuration of the traced run."""
     optimizer = facts["optimizer"]
@@ -94,7 +97,7 @@ def _config(
 
 
 def _forward_config(
-    facts: dict[str, Any], trace: dict[str, Tensor], zero_stage: int, parallel: ParallelConfig,
+    facts: dict[str, Any], trace: dict[str, Tensor], zero_stage: Stage, parallel: ParallelConfig,
     dp: int,
 ) -> Config:  # fmt: skip
     """Our configuration of a traced forward pass; every data-parallel rank does all of it."""
