@@ -17,6 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from megatron_ngpt.engine.checkpoint.index import AVERAGES, MASTER, check_files, read_index
 from megatron_ngpt.run.checkpoints import STATE, find_checkpoint, read_progress
 from megatron_ngpt.run.durable import DamagedCheckpoint
 
@@ -33,9 +34,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(argv)
     try:
         checkpoint = find_checkpoint(options.dir)
-        # brings torch along, which --help and a wrong folder do not wait for
-        from megatron_ngpt.engine.checkpoint.index import read_index
-
         content = read_index(checkpoint)
     except (FileNotFoundError, ValueError) as err:
         print(f"inspect_checkpoint.py: {err}", file=sys.stderr)
@@ -52,8 +50,6 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def damage(checkpoint: Path, content: dict, verify: bool) -> Iterator[str]:
     """Every file and tensor that is not as it was written."""
-    from megatron_ngpt.engine.checkpoint.index import check_files
-
     for name in content["files"]:
         try:
             check_files(checkpoint, [name], content, verify)
@@ -71,8 +67,6 @@ def damage(checkpoint: Path, content: dict, verify: bool) -> Iterator[str]:
 
 def describe(checkpoint: Path, content: dict) -> Iterator[str]:
     """Step, topology, sizes and parameters, a line each."""
-    from megatron_ngpt.engine.checkpoint.state import MASTER
-
     yield f"checkpoint  {checkpoint}"
     yield from _state(checkpoint)
     files, tensors = content["files"], content["tensors"]
@@ -101,8 +95,6 @@ def _state(checkpoint: Path) -> Iterator[str]:
 
 def _parameters(masters: dict[str, dict[str, Any]]) -> Iterator[str]:
     """A table of the parameters, in the order of their names."""
-    from megatron_ngpt.engine.checkpoint.state import AVERAGES
-
     total = sum(prod(tensor["shape"]) for tensor in masters.values())
     width = max((len(name) for name in masters), default=0)
     yield f"parameters  {total:,} in {len(masters)}, each with {' and '.join(AVERAGES)}"

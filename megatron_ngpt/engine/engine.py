@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
@@ -24,10 +25,12 @@ from megatron_ngpt.parallel.context import (
     micro_batches,
     shared_inputs,
 )
-from megatron_ngpt.parallel.pipeline import Pipeline
 from megatron_ngpt.parallel.shard import local_shard
 from megatron_ngpt.parallel.stages import stage_map
 from megatron_ngpt.parallel.tensor import gather_vocabulary
+
+if TYPE_CHECKING:
+    from megatron_ngpt.parallel.pipeline import Pipeline
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -78,7 +81,12 @@ class Engine:
         )
         self.masters.initialise(config.train.seed)
         self.targets: int | Tensor = 0  # that counted in the last backward or evaluation
-        self.pipeline = Pipeline(config, mesh, stages, model) if mesh.degrees.pp > 1 else None
+        self.pipeline: Pipeline | None = None
+        if mesh.degrees.pp > 1:
+            # torch's pipelines bring its compiler along, seconds that others do not have to wait
+            from megatron_ngpt.parallel.pipeline import Pipeline
+
+            self.pipeline = Pipeline(config, mesh, stages, model)
 
     def train_step(self, tokens: Tensor, targets: Tensor, lr: float) -> StepResult:
         """One optimizer step on this rank's share of the global batch.

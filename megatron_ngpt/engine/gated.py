@@ -8,11 +8,13 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from megatron_ngpt.engine.adamw import Uncompiled
+
 _SMALLEST = 1e-30
 """Keeps 0 / 0 from being no number where a gradient was always 0."""
 
 
-class GatedAdamW(torch.optim.Optimizer):
+class GatedAdamW(Uncompiled):
     """``lr * sigmoid(a log(d / eps)) * m / d`` with d the root of the second average.
 
     m and d are Adam's bias-corrected averages. a = 1 is AdamW: the gate is d / (d + eps) then. Its

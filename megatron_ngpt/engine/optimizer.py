@@ -10,6 +10,7 @@ from torch import nn
 
 from megatron_ngpt.config import Config
 from megatron_ngpt.config.parametrisation import learning_rate_factors
+from megatron_ngpt.engine.adamw import AdamW
 from megatron_ngpt.engine.gated import GatedAdamW
 from megatron_ngpt.model.spec import ParameterSpec
 
@@ -39,7 +40,7 @@ def build_optimizer(
     ]
     if optim.gate != 1:
         return GatedAdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, gate=optim.gate)
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
+    return AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:

@@ -9,7 +9,7 @@ import logging
 import math
 import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
@@ -34,9 +34,25 @@ def prepare(device: torch.device) -> Any:
     if device.type == "cpu":
         # its shared-memory collectives would be compiled for half a minute at the first start
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    _import_muon()
     backend = deepspeed.accelerator.get_accelerator().communication_backend_name()
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
     return deepspeed
+
+
+def _import_muon() -> None:
+    """Import DeepSpeed's Muon before DeepSpeed does, which looks whether the optimizer is one.
+
+    Muon compiles three functions as it is imported, for which torch imports inductor: 2 s of CPU
+    time of every start. No run here uses it, so they stay as they are written.
+    """
+    compiler = require("deepspeed.runtime.compiler", "", "training")
+    compiling, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
+    try:
+        with suppress(ModuleNotFoundError):
+            require("deepspeed.runtime.zero.muon.original_muon", "", "training")
+    finally:
+        compiler.compile = compiling
 
 
 def construction(deepspeed: Any, settings: dict[str, Any], mesh: Mesh) -> AbstractContextManager:

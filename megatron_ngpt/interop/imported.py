@@ -15,13 +15,14 @@ from torch import Tensor
 from torch.distributed.checkpoint.planner import WriteItem
 
 from megatron_ngpt.config import Config, save_config
-from megatron_ngpt.engine.checkpoint.index import write_durably
-from megatron_ngpt.engine.checkpoint.planner import Boxes, BoxSavePlanner
-from megatron_ngpt.engine.checkpoint.state import AVERAGES, MASTER
+from megatron_ngpt.engine.checkpoint.boxes import Boxes
+from megatron_ngpt.engine.checkpoint.index import AVERAGES, MASTER
+from megatron_ngpt.engine.checkpoint.planner import BoxSavePlanner
 from megatron_ngpt.engine.checkpoint.storage import Writer
 from megatron_ngpt.interop.sources import Source
 from megatron_ngpt.model.spec import parameter_table
 from megatron_ngpt.run.checkpoints import STATE, Progress, begin, checkpoints, publish
+from megatron_ngpt.run.durable import write_durably
 
 
 class _LazyPlanner(BoxSavePlanner):

@@ -8,15 +8,15 @@ import time
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 import yaml
 
 from megatron_ngpt.config import Config, completed, save_config
+from megatron_ngpt.engine.checkpoint.boxes import Boxes
 from megatron_ngpt.engine.checkpoint.index import check_files, read_index
-from megatron_ngpt.engine.checkpoint.planner import Boxes, BoxLoadPlanner, BoxSavePlanner
 from megatron_ngpt.engine.checkpoint.state import (
     copies,
     engine_boxes,
@@ -24,7 +24,6 @@ from megatron_ngpt.engine.checkpoint.state import (
     set_adam_steps,
     set_rng_state,
 )
-from megatron_ngpt.engine.checkpoint.storage import Reader, Writer
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.mesh.degrees import AXES
 from megatron_ngpt.run.checkpoints import (
@@ -42,6 +41,9 @@ from megatron_ngpt.run.checkpoints import (
 )
 from megatron_ngpt.run.durable import DamagedCheckpoint, write_durably
 from megatron_ngpt.run.failed import SaveFailed
+
+if TYPE_CHECKING:
+    from torch.distributed.checkpoint import CheckpointException
 
 STRETCHES = ("rope_theta", "rope_scaling", "rope_factor", "rope_original")
 """Settings of the model that may change between a checkpoint and the run that resumes it."""
@@ -109,6 +111,12 @@ class Checkpointer:
         self.thread.shutdown()
 
     def _write(self, state: dict[str, Boxes], progress: Progress) -> None:
+        # 1.5 s of CPU time, after which the first step need not come
+        import torch.distributed.checkpoint as dcp
+
+        from megatron_ngpt.engine.checkpoint.planner import BoxSavePlanner
+        from megatron_ngpt.engine.checkpoint.storage import Writer
+
         writer = Writer(
             self.rank,
             begin=lambda: self._begin(progress),
@@ -178,6 +186,11 @@ class Checkpointer:
         return "; ".join(sorted({text for text in problems if text}))
 
     def _load(self, checkpoint: Path) -> Progress:
+        import torch.distributed.checkpoint as dcp
+
+        from megatron_ngpt.engine.checkpoint.planner import BoxLoadPlanner
+        from megatron_ngpt.engine.checkpoint.storage import Reader
+
         _check_model(self.config, checkpoint)
         progress = read_progress(checkpoint)
         state = engine_boxes(self.engine)
@@ -207,7 +220,7 @@ class Checkpointer:
         return now
 
 
-def _reasons(error: dcp.CheckpointException) -> str:
+def _reasons(error: CheckpointException) -> str:
     return "; ".join(f"rank {rank}: {why!r}" for rank, (why, _) in error.failures.items())
 
 

@@ -1,25 +1,22 @@
-"""``index.json``: which box of which tensor lies in which file, and how to know a file is whole."""
+"""``index.json``: which box of which tensor lies in which file, and how to know a file is whole.
+
+Without torch: what is in a checkpoint can be told at once.
+"""
 
 from __future__ import annotations
 
 import json
 import zlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-from torch.distributed.checkpoint.metadata import (
-    ChunkStorageMetadata,
-    Metadata,
-    MetadataIndex,
-    TensorProperties,
-    TensorStorageMetadata,
-)
-
-from megatron_ngpt.run.durable import INDEX, DamagedCheckpoint, write_durably
+from megatron_ngpt.run.durable import INDEX, DamagedCheckpoint
 
 FORMAT = 1
+MASTER = "master"
+AVERAGES = ("exp_avg", "exp_avg_sq")
+"""Kinds of tensors: ``master/NAME`` and what Adam keeps of each."""
 _CHUNK = 1 << 24
 
 
@@ -54,36 +51,9 @@ def facts_of(path: Path) -> FileFacts:
         return FileFacts(stream.tell(), crc32)
 
 
-def write_index(folder: Path, metadata: Metadata, located: dict[MetadataIndex, Location]) -> None:
-    """Write ``index.json`` from what torch.distributed.checkpoint planned and the ranks wrote.
-
-    Files of the folder that hold no tensors are listed too.
-    """
-    tensors = {}
-    for name, stored in sorted(metadata.state_dict_metadata.items()):
-        assert isinstance(stored, TensorStorageMetadata)
-        tensors[name] = {
-            "dtype": str(stored.properties.dtype).removeprefix("torch."),
-            "shape": list(stored.size),
-            "boxes": [_box(name, chunk, located) for chunk in stored.chunks],
-        }
-    facts = {place.file: place.facts for place in located.values()}
-    others = {p.name: facts_of(p) for p in folder.iterdir() if p.name not in facts}
-    files = {name: asdict(found) for name, found in (facts | others).items()}
-    content = {"format": FORMAT, "files": dict(sorted(files.items())), "tensors": tensors}
-    content["crc32"] = checksum(content)
-    write_durably(folder / INDEX, json.dumps(content, indent=1))
-
-
 def checksum(content: dict) -> int:
     """CRC-32 of an index as it is without its own ``crc32``."""
     return zlib.crc32(json.dumps(content, sort_keys=True).encode())
-
-
-def _box(name: str, chunk: ChunkStorageMetadata, located: dict[MetadataIndex, Location]) -> dict:
-    place = located[MetadataIndex(name, chunk.offsets)]
-    box = {"offsets": list(chunk.offsets), "sizes": list(chunk.sizes)}
-    return box | {"file": place.file, "key": place.key}
 
 
 def read_index(folder: Path) -> dict:
@@ -104,22 +74,6 @@ def read_index(folder: Path) -> dict:
     if version != FORMAT:
         raise ValueError(f"{path} is of format {version}, this version reads format {FORMAT}")
     return content
-
-
-def to_metadata(content: dict) -> Metadata:
-    """The index as torch.distributed.checkpoint wants it."""
-    stored: dict = {}
-    located: dict[MetadataIndex, Location] = {}
-    for name, tensor in content["tensors"].items():
-        chunks = []
-        for number, box in enumerate(tensor["boxes"]):
-            offsets, sizes = torch.Size(box["offsets"]), torch.Size(box["sizes"])
-            chunks.append(ChunkStorageMetadata(offsets, sizes))
-            facts = FileFacts(**content["files"][box["file"]])
-            located[MetadataIndex(name, offsets, number)] = Location(box["file"], box["key"], facts)
-        properties = TensorProperties(dtype=getattr(torch, tensor["dtype"]))
-        stored[name] = TensorStorageMetadata(properties, torch.Size(tensor["shape"]), chunks)
-    return Metadata(state_dict_metadata=stored, storage_data=located)
 
 
 def check_files(folder: Path, names: Iterable[str], content: dict, checksums: bool) -> None:

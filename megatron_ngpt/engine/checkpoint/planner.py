@@ -7,7 +7,6 @@ unsharded parameter, what any topology wrote can be read by any other.
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -29,23 +28,7 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
-
-@dataclass
-class Boxes:
-    """What one rank holds of one tensor: disjoint boxes, possibly none."""
-
-    shape: tuple[int, ...]
-    """Shape of the whole tensor."""
-
-    parts: dict[tuple[int, ...], Tensor] = field(default_factory=dict)
-    """First index of a box -> its values, shaped like the box."""
-
-    def chunks(self) -> list[ChunkStorageMetadata]:
-        """The boxes as torch.distributed.checkpoint describes them."""
-        return [
-            ChunkStorageMetadata(offsets=torch.Size(offsets), sizes=values.shape)
-            for offsets, values in self.parts.items()
-        ]
+from megatron_ngpt.engine.checkpoint.boxes import Boxes
 
 
 class BoxSavePlanner(DefaultSavePlanner):
@@ -72,6 +55,14 @@ class BoxSavePlanner(DefaultSavePlanner):
         return self.boxes[index.fqn].parts[tuple(index.offset)]
 
 
+def _chunks(boxes: Boxes) -> list[ChunkStorageMetadata]:
+    """The boxes as torch.distributed.checkpoint describes them."""
+    return [
+        ChunkStorageMetadata(offsets=torch.Size(offsets), sizes=values.shape)
+        for offsets, values in boxes.parts.items()
+    ]
+
+
 def _writes(name: str, boxes: Boxes) -> list[WriteItem]:
     return [
         WriteItem(
@@ -83,7 +74,7 @@ def _writes(name: str, boxes: Boxes) -> list[WriteItem]:
                 size=torch.Size(boxes.shape),
             ),
         )
-        for chunk, values in zip(boxes.chunks(), boxes.parts.values(), strict=True)
+        for chunk, values in zip(_chunks(boxes), boxes.parts.values(), strict=True)
     ]
 
 
@@ -118,7 +109,7 @@ class BoxLoadPlanner(DefaultLoadPlanner):
             raise ValueError(
                 f"{name} is {tuple(stored.size)} in the checkpoint, not {wanted.shape}"
             )
-        return create_read_items_for_chunk_list(name, stored, wanted.chunks())
+        return create_read_items_for_chunk_list(name, stored, _chunks(wanted))
 
     def lookup_tensor(self, index: MetadataIndex) -> Tensor:
         """Where the values of a wanted box go."""

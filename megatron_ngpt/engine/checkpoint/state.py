@@ -5,11 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megatron_ngpt.engine.checkpoint.planner import Boxes
+from megatron_ngpt.engine.checkpoint.boxes import Boxes
+from megatron_ngpt.engine.checkpoint.index import AVERAGES, MASTER
 from megatron_ngpt.engine.engine import Engine
-
-MASTER = "master"
-AVERAGES = ("exp_avg", "exp_avg_sq")
 
 
 def engine_boxes(engine: Engine) -> dict[str, Boxes]:

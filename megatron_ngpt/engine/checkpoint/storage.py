@@ -28,9 +28,8 @@ from megatron_ngpt.engine.checkpoint.index import (
     Location,
     facts_of,
     read_index,
-    to_metadata,
-    write_index,
 )
+from megatron_ngpt.engine.checkpoint.metadata import to_metadata, write_index
 
 FILE_BYTES = 1 << 30
 """A rank starts a new file after this many bytes: what serialising needs at a time."""

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from megatron_ngpt.config import ModelConfig
+from megatron_ngpt.engine.checkpoint.boxes import Boxes
 from megatron_ngpt.engine.checkpoint.index import check_files, read_index
-from megatron_ngpt.engine.checkpoint.planner import Boxes, BoxLoadPlanner
+from megatron_ngpt.engine.checkpoint.planner import BoxLoadPlanner
 from megatron_ngpt.engine.checkpoint.storage import Reader
 from megatron_ngpt.model.ngpt import NGPT
 from megatron_ngpt.model.spec import parameter_table

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from megatron_ngpt.engine.checkpoint import storage
-from megatron_ngpt.engine.checkpoint.planner import Boxes, BoxLoadPlanner, BoxSavePlanner
+from megatron_ngpt.engine.checkpoint.boxes import Boxes
+from megatron_ngpt.engine.checkpoint.planner import BoxLoadPlanner, BoxSavePlanner
 from megatron_ngpt.engine.checkpoint.storage import Reader, Writer
 
 DTYPES = (torch.float32, torch.bfloat16, torch.uint8)
