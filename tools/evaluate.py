@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from megatron_ngpt.config import Config, load_config
+from megatron_ngpt.config.words import tokens_of
 from megatron_ngpt.data.indexed import IndexedDataset
 from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
 from megatron_ngpt.extras import require
@@ -51,7 +52,7 @@ def main(launch: Launch, argv: list[str]) -> None:
     if options.plot:
         require("matplotlib", "plot", "--plot")
     checkpoint = find_checkpoint(options.checkpoint)
-    lengths = sorted(_length(word) for word in options.lengths.split(","))
+    lengths = sorted(_lengths(options.lengths))
     config = load_config(checkpoint / "config.yaml", *overrides)
     degrees = Degrees.of(config.parallel, launch.world_size)
     config = for_evaluation(config, degrees, lengths[-1])
@@ -173,12 +174,12 @@ def plot(found: dict[str, Any], path: Path) -> None:
     figure.savefig(path)
 
 
-def _length(word: str) -> int:
-    """2k is 2048 tokens, 1m 1048576."""
-    number, unit = (word[:-1], word[-1].lower()) if word[-1:].isalpha() else (word, "")
-    if unit not in ("", "k", "m") or not number.isdigit() or int(number) < 1:
-        raise ValueError(f"--lengths {word}: give numbers of tokens such as 512, 2k or 1m")
-    return int(number) << {"": 0, "k": 10, "m": 20}[unit]
+def _lengths(words: str) -> list[int]:
+    """Tokens of 1k,2k,4k: powers of two."""
+    try:
+        return [tokens_of(word) for word in words.split(",")]
+    except ValueError as err:
+        raise ValueError(f"--lengths {err}") from None
 
 
 def _options() -> argparse.ArgumentParser:

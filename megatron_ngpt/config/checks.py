@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from operator import attrgetter
+from typing import Any
 
 from megatron_ngpt.config.data_checks import data_problems
 from megatron_ngpt.config.deepspeed import deepspeed_config
@@ -97,10 +99,23 @@ _AT_LEAST: dict[str, float] = {
 
 
 def _positive(config: Config) -> Iterator[str]:
+    yield from _not_finite(config.to_dict())
     for name, bound in _AT_LEAST.items():
         value = attrgetter(name)(config)
         if not value >= bound:
             yield f"{name} = {value}: must be at least {bound:g}"
+
+
+def _not_finite(value: Any, name: str = "") -> Iterator[str]:
+    """Numbers that are none; YAML can hold ``.inf`` and ``.nan``."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _not_finite(inner, f"{name}.{key}" if name else key)
+    elif isinstance(value, list | tuple):
+        for number, inner in enumerate(value):
+            yield from _not_finite(inner, f"{name}[{number}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield f"{name} = {value}: must be a finite number"
 
 
 def _optim(config: Config) -> Iterator[str]:

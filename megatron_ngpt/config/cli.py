@@ -3,57 +3,63 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
-import re
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
 
 from megatron_ngpt.config.checks import check
+from megatron_ngpt.config.hints import hint
 from megatron_ngpt.config.model import ModelConfig
+from megatron_ngpt.config.paths import as_written
 from megatron_ngpt.config.run import ParallelConfig
 from megatron_ngpt.config.tree import Config
+from megatron_ngpt.config.words import command_line, loaded, writable
 
 
 class _Parser(ArgumentParser):
-    """Says which key an unknown one may have meant."""
+    """Says which file is wrong, and which key an unknown one may have meant."""
+
+    reading = ""
+    """The config file that is being read."""
+
+    def parse_path(self, cfg_path: Any, *args: Any, **kwargs: Any) -> Any:
+        """Read a config file."""
+        self.reading = f" {cfg_path}"
+        return super().parse_path(cfg_path, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         options = [o[2:] for a in self._actions for o in a.option_strings if "." in o]
-        super().error(message + _hint(message, options), ex)
-
-
-# the ways in which jsonargparse words an unknown option and an unknown YAML key
-_UNKNOWN = re.compile(
-    r"unrecognized arguments: --([\w.]+)"
-    r"|Group '([\w.]+)' does not accept option '([\w.]+)'"
-    r"|Option '([\w.]+)' is not accepted"
-)
-
-
-def _hint(message: str, keys: Sequence[str]) -> str:
-    """Another line for an error message when it is about a key that resembles known ones."""
-    found = _UNKNOWN.search(message)
-    if not found:
-        return ""
-    key = ".".join(word for word in found.groups() if word)
-    close = [k for k in keys if k.endswith(f".{key}")] or difflib.get_close_matches(key, keys, 1)
-    return f"\n  did you mean --{' or --'.join(close)}?" if close else ""
+        message = message.replace("Problems parsing config:", f"--config{self.reading}:")
+        if "Unexpected config: " in message:
+            message = (
+                f"--config{self.reading}: holds no settings: give it sections such as model and "
+                "train, or leave it out for the defaults"
+            )
+        super().error(message + hint(message, options), ex)
 
 
 def parser() -> ArgumentParser:
     """The parser behind ``--help``: one option per field, its docstring as help text."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_loader("yaml", loaded, exceptions=(ValueError,))
+    program = Path(sys.argv[0]).name
     made = _Parser(
+        prog=program if program.endswith(".py") else "pretrain_ngpt.py",
         description=Config.__doc__,
         usage="%(prog)s --config FILE.yaml [--section.field VALUE ...]",
         allow_abbrev=False,
     )
-    made.add_argument("--config", action="config", help="YAML file; later options win over it")
+    made.add_argument(
+        "--config",
+        action="config",
+        help="YAML file; later options win over it. Paths in it, as everywhere, are relative to "
+        "the folder in which the program is started",
+    )
     made.add_class_arguments(Config, as_group=False)
     made.set_defaults(_as_written(ModelConfig, "model."))
     made.set_defaults(_as_written(ParallelConfig, "parallel."))
@@ -83,7 +89,10 @@ def parse_config(argv: Sequence[str]) -> Config:
     message that names key, value and way out.
     """
     command = parser()
-    namespace = command.parse_args(list(argv))
+    try:
+        namespace = command.parse_args(command_line(argv))
+    except ValueError as err:
+        command.error(str(err))
     for problem in _gaps(namespace.as_dict(), Config().to_dict()):
         command.error(problem)
     values = command.instantiate_classes(namespace)
@@ -110,10 +119,10 @@ def _gaps(values: Mapping[str, Any], shape: Mapping[str, Any], at: str = "") -> 
 
 def load_config(path: str | Path, *overrides: str) -> Config:
     """Configuration from a saved YAML file, for example ``RUN_DIR/config.yaml``."""
-    return parse_config(["--config", str(path), *overrides])
+    return parse_config(["--config", as_written(str(path)), *overrides])
 
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write every field, derived ones included, as YAML that :func:`load_config` reads back."""
-    plain = json.loads(json.dumps(config.to_dict()))  # tuples become lists
+    plain = writable(json.loads(json.dumps(config.to_dict())))  # tuples become lists
     Path(path).write_text(yaml.safe_dump(plain, sort_keys=False), encoding="utf-8")

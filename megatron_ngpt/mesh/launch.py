@@ -64,14 +64,15 @@ def read_launch(environ: Mapping[str, str] | None = None) -> Launch:
     through mpi4py.
 
     Raises:
-        ValueError: several processes were started but nothing says where they meet.
+        ValueError: several processes were started but nothing says where they meet, or a variable
+            that should hold a number does not.
     """
     env = os.environ if environ is None else environ
     for launcher, (rank, size, local) in _VARIABLES.items():
         if rank in env and size in env:
             # srun --mpi=pmi2 sets PMI's rank and size but not its local rank
-            on_host = env.get(local) or env.get("SLURM_LOCALID") or 0
-            found = Launch(int(env[rank]), int(env[size]), int(on_host))
+            local = local if env.get(local) else "SLURM_LOCALID"
+            found = Launch(_number(env, rank), _number(env, size), _number(env, local))
             return found if found.world_size == 1 else _with_address(found, env, launcher)
     return Launch()
 
@@ -81,14 +82,29 @@ def read_job(environ: Mapping[str, str] | None = None) -> Job:
     env = os.environ if environ is None else environ
     return Job(
         id=env.get("SLURM_JOB_ID", ""),
-        restarts=int(env.get("SLURM_RESTART_COUNT", 0)),
+        restarts=_number(env, "SLURM_RESTART_COUNT"),
         nodes=env.get("SLURM_JOB_NODELIST", ""),
-        ends_at=float(env.get("SLURM_JOB_END_TIME") or math.inf),
+        ends_at=_number(env, "SLURM_JOB_END_TIME") or math.inf,
     )
 
 
+def _number(env: Mapping[str, str], name: str) -> int:
+    """A variable's value, 0 when it is not set.
+
+    Raises:
+        ValueError: naming the variable, which some launcher should have set.
+    """
+    text = env.get(name) or "0"
+    if not text.strip().isdecimal():
+        raise ValueError(
+            f"{name} = {text} in the environment: must be a whole number; unset it, or start "
+            "through a launcher that sets it"
+        )
+    return int(text)
+
+
 def _with_address(found: Launch, env: Mapping[str, str], launcher: str) -> Launch:
-    address, port = env.get("MASTER_ADDR", ""), int(env.get("MASTER_PORT", 0))
+    address, port = env.get("MASTER_ADDR", ""), _number(env, "MASTER_PORT")
     if not (address and port):
         if not launcher.startswith("mpirun"):
             raise ValueError(

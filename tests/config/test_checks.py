@@ -56,7 +56,7 @@ IMPOSSIBLE = {
     "--data.shuffle_unit 1500": ["data.shuffle_unit = 1500", "multiple of data.seq_len = 1024"],
     "--data.valid_fraction 1": ["data.valid_fraction = 1", "[0, 1)"],
     '--data.train [{"prefix":"a","weight":0}]': ["data.train: a has weight = 0.0", "leave out"],
-    '--data.train [{"prefix":"a","weight":.inf}]': ["data.train: a has weight = inf"],
+    '--data.train [{"prefix":"a","weight":.inf}]': ["data.train[0].weight = inf", "finite"],
     '--data.train [{"prefix":"a","epochs":-1}]': ["a has epochs = -1", "0 means no limit"],
     '--data.train [{"prefix":"x/a"},{"prefix":"x/./a"}]': ["names x/a 2 times", "once"],
     '--data.train [{"prefix":"x/a"},{"prefix":"y/a"}]': ["x/a and y/a are both called a", "name"],

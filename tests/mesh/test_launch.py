@@ -106,3 +106,20 @@ def test_more_processes_than_gpus_are_refused(monkeypatch, wanted, gpus, local_r
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     with pytest.raises(ValueError, match=rf"engine.device = {wanted}: local rank {local_rank} has"):
         pick_device(wanted, local_rank)
+
+
+@pytest.mark.parametrize(
+    ("variables", "named"),
+    [
+        ({"RANK": "one", "WORLD_SIZE": "2"}, "RANK = one"),
+        ({"RANK": "0", "WORLD_SIZE": "2x"}, "WORLD_SIZE = 2x"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "-1"}, "LOCAL_RANK = -1"),
+        (
+            {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "a", "MASTER_PORT": "http"},
+            "MASTER_PORT = http",
+        ),
+    ],
+)
+def test_variables_that_are_no_numbers_are_named(variables, named):
+    with pytest.raises(ValueError, match=rf"^{named} in the environment: must be a whole number"):
+        read_launch(variables)

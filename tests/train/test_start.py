@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from tests.train.test_stop import words
+from tests.jobs import words
 
 # torch's compilers, and what only checkpoints need: some four seconds of CPU time
 UNUSED = ("torch._dynamo", "torch._inductor", "torch.distributed.checkpoint", "sympy")
