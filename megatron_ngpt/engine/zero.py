@@ -46,7 +46,7 @@ def _import_muon() -> None:
     Muon compiles three functions as it is imported, for which torch imports inductor: 2 s of CPU
     time of every start. No run here uses it, so they stay as they are written.
     """
-    compiler = require("deepspeed.runtime.compiler", "", "training")
+    compiler: Any = require("deepspeed.runtime.compiler", "", "training")
     compiling, compiler.compile = compiler.compile, lambda: compiler.dummy_decorator
     try:
         with suppress(ModuleNotFoundError):
