@@ -3,6 +3,7 @@
 from megatron_ngpt.config.checks import check, check_batch, check_plan, fit_micro_batch
 from megatron_ngpt.config.cli import load_config, parse_config, save_config
 from megatron_ngpt.config.data import (
+    IGNORED,
     Blend,
     CorpusConfig,
     DataConfig,
@@ -25,6 +26,7 @@ from megatron_ngpt.config.run import (
 from megatron_ngpt.config.tree import Config
 
 __all__ = [
+    "IGNORED",
     "Blend",
     "CheckpointConfig",
     "Config",

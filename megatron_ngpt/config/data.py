@@ -27,6 +27,10 @@ class CorpusConfig:
         object.__setattr__(self, "name", self.name or Path(self.prefix).name)
 
 
+IGNORED = -100
+"""Target that takes no part in the loss, as torch's cross entropy has it: the one after a token that
+ends a document."""
+
 Blend = tuple[CorpusConfig, ...] | str
 """Several corpora with their weights, or the prefix of the only one."""
 
@@ -76,10 +80,10 @@ class DataConfig:
 
     document_mask: bool = False
     """Keep the documents of a sequence apart: attention and positions begin anew in each, and what
-    follows its end-of-document token is no target."""
+    follows a document is no target. They end where the .idx says, and after every eod."""
 
     eod: int = -1
-    """Id that ends a document, for document_mask; -1 means the tokenizer's."""
+    """Id that ends a document, for document_mask; -1 means the tokenizer's. Flat files need it."""
 
     shuffle_unit: int = 0
     """Tokens in a row that are shuffled and dealt out together, a multiple of every seq_len that

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from megatron_ngpt.data.allocation import Allocation
-from megatron_ngpt.data.corpus import Share, Stage, TokenRange
-from megatron_ngpt.data.stream import SampleStream, read_endless, starts_of
+from megatron_ngpt.data.corpus import Share, Stage
+from megatron_ngpt.data.stream import Place, SampleStream, read_rows, starts_of
 
 _UNLIMITED = np.iinfo(np.int64).max
 
@@ -92,7 +92,15 @@ class BlendStream:
         Raises:
             ValueError: a corpus has reached its limit of epochs.
         """
-        rows = np.empty((len(numbers), self.seq_len + 1), np.int64)
+        return read_rows(self.places(numbers), self.seq_len + 1)
+
+    def places(self, numbers: np.ndarray) -> list[Place]:
+        """Where samples begin, by number.
+
+        Raises:
+            ValueError: a corpus has reached its limit of epochs.
+        """
+        found: dict[int, Place] = {}
         units, offsets = np.divmod(numbers * self.seq_len, self._unit)
         of_part = np.searchsorted(self._firsts, units, side="right") - 1
         for index in np.unique(of_part).tolist():
@@ -110,15 +118,8 @@ class BlendStream:
             for row, corpus, start in zip(
                 *map(np.ndarray.tolist, (mine, corpora, starts)), strict=True
             ):
-                read_endless(part.shares[corpus].corpus, start, rows[row])
-        return rows
-
-    def corpus_of(self, number: int) -> TokenRange:
-        """The corpus of a sample."""
-        unit = number * self.seq_len // self._unit
-        part = self._parts[int(np.searchsorted(self._firsts, unit, side="right")) - 1]
-        corpora, _ = part.allocation(np.array([unit - part.first]))
-        return part.shares[int(corpora[0])].corpus
+                found[row] = Place(part.shares[corpus].corpus, start)
+        return [found[row] for row in range(len(numbers))]
 
     def first_beyond_epochs(self) -> EndOfEpochs | None:
         """Where the first corpus reaches its limit of epochs, if any does."""

@@ -33,6 +33,10 @@ class TokenRange:
         assert 0 <= start <= stop <= self.token_count, (start, stop, self.token_count)
         return self.dataset.tokens(self.start + start, self.start + stop)
 
+    def document_ends(self, start: int, stop: int) -> np.ndarray:
+        """Which of the tokens [start, stop) end a document: i64[ends], counted from start."""
+        return self.dataset.document_ends(self.start + start, self.start + stop)
+
 
 @dataclass(frozen=True)
 class Share:

@@ -53,6 +53,11 @@ class FlatDataset:
         assert 0 <= start <= stop <= self.token_count, (start, stop, self.token_count)
         return self._tokens[start:stop]
 
+    def document_ends(self, start: int, stop: int) -> np.ndarray:
+        """The last token where it is one of [start, stop), counted from start: i64[0 or 1]."""
+        last = self.token_count - 1
+        return np.array([last - start] if start <= last < stop else [], np.int64)
+
     def document_start(self, number: int) -> int:
         """Tokens before document 0, or after it."""
         assert number in (0, 1), number

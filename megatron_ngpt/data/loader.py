@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from megatron_ngpt.config import Config, Phase, phases, step_at
+from megatron_ngpt.config import IGNORED, Config, Phase, phases, step_at
 from megatron_ngpt.data.blend import BlendStream
 from megatron_ngpt.data.corpus import Share, Stage
-from megatron_ngpt.data.stream import SampleStream
+from megatron_ngpt.data.stream import Place, SampleStream, document_ends, read_rows
 
 # Not train.seed: runs that differ in their seed are compared on the same text.
 EVAL_SEED = 0
@@ -29,7 +29,8 @@ class Batch(NamedTuple):
     """int64[accumulation, micro_batch, T]: inputs."""
 
     targets: Tensor
-    """int64[accumulation, micro_batch, T]: the token after each input."""
+    """int64[accumulation, micro_batch, T]: the token after each input; ``IGNORED`` after the last of
+    a document, where documents are kept apart."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +49,8 @@ class BatchReader:
     vocab_size: int
     setting: str = "data.train"
     """The setting that named the corpus, for messages."""
+    documents: bool = False
+    """Whether documents are kept apart."""
     pin: bool = False
     """Whether to return pinned memory, for copies to a GPU that do not block."""
 
@@ -63,11 +66,13 @@ class BatchReader:
         """
         share = self.global_batch // self.dp
         first = consumed + self.dp_rank * share
-        numbers = np.arange(first, first + share)
-        rows = self.stream.batch(numbers)
-        self._check_ids(numbers, rows)
-        tokens, targets = self._tensor(rows[:, :-1]), self._tensor(rows[:, 1:])
-        return Batch(tokens, targets), consumed + self.global_batch
+        places = self.stream.places(np.arange(first, first + share))
+        rows = read_rows(places, self.stream.seq_len + 1)
+        self._check_ids(places, rows)
+        tokens, targets = rows[:, :-1], rows[:, 1:]
+        if self.documents:
+            targets = np.where(document_ends(places, self.stream.seq_len), IGNORED, targets)
+        return Batch(self._tensor(tokens), self._tensor(targets)), consumed + self.global_batch
 
     def _tensor(self, rows: np.ndarray) -> Tensor:
         # Made contiguous by numpy: torch would start a second pool of threads in the loader's.
@@ -75,12 +80,12 @@ class BatchReader:
         tensor = torch.from_numpy(whole)
         return tensor.pin_memory() if self.pin else tensor
 
-    def _check_ids(self, numbers: np.ndarray, rows: np.ndarray) -> None:
+    def _check_ids(self, places: Sequence[Place], rows: np.ndarray) -> None:
         # Read as unsigned, a negative id is huge, so one pass finds both kinds of mistake.
         if rows.view(np.uint64).max() < self.vocab_size:
             return
         row, column = np.argwhere(rows.view(np.uint64) >= self.vocab_size)[0].tolist()
-        corpus = self.stream.corpus_of(int(numbers[row]))
+        corpus = places[row].corpus
         raise ValueError(
             f"{self.setting} = {corpus.dataset.prefix} holds token id {rows[row, column]}, but "
             f"model.vocab_size = {self.vocab_size} allows ids from 0 to {self.vocab_size - 1}: "
@@ -213,6 +218,7 @@ def _reader(
         dp=dp,
         dp_rank=dp_rank,
         vocab_size=config.model.vocab_size,
+        documents=config.data.document_mask,
         setting=setting,
         pin=pin,
     )

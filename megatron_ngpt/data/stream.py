@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 
 from megatron_ngpt.data.corpus import TokenRange
 from megatron_ngpt.data.permutation import Permutation
+
+
+class Place(NamedTuple):
+    """Where a sample begins."""
+
+    corpus: TokenRange
+    start: int
+    """In tokens of the corpus' endless text."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +49,11 @@ class SampleStream:
 
     def batch(self, numbers: np.ndarray) -> np.ndarray:
         """Samples by number: int64[B] to int64[B, T + 1]; ``[:, 1:]`` are the targets."""
-        rows = np.empty((len(numbers), self.seq_len + 1), np.int64)
-        for row, start in zip(rows, self.starts(numbers).tolist(), strict=True):
-            read_endless(self.corpus, start, row)
-        return rows
+        return read_rows(self.places(numbers), self.seq_len + 1)
 
-    def corpus_of(self, number: int) -> TokenRange:
-        """The corpus of a sample."""
-        return self.corpus
+    def places(self, numbers: np.ndarray) -> list[Place]:
+        """Where samples begin, by number."""
+        return [Place(self.corpus, start) for start in self.starts(numbers).tolist()]
 
     def starts(self, numbers: np.ndarray) -> np.ndarray:
         """Where samples begin in the endless text: int64[B] to int64[B], in tokens."""
@@ -77,12 +84,35 @@ def starts_of(numbers: np.ndarray, sizes: np.ndarray, seq_len: int, seed: int) -
     return starts
 
 
+def read_rows(places: Sequence[Place], length: int) -> np.ndarray:
+    """``length`` tokens from each place on: int64[places, length]."""
+    rows = np.empty((len(places), length), np.int64)
+    for row, place in zip(rows, places, strict=True):
+        read_endless(*place, row)
+    return rows
+
+
+def document_ends(places: Sequence[Place], length: int) -> np.ndarray:
+    """Which of ``length`` tokens from each place on end a document: bool[places, length]."""
+    rows = np.zeros((len(places), length), bool)
+    for row, (corpus, start) in zip(rows, places, strict=True):
+        for at, first, count in _stretches(corpus.token_count, start, length):
+            row[at + corpus.document_ends(first, first + count)] = True
+    return rows
+
+
 def read_endless(corpus: TokenRange, start: int, out: np.ndarray) -> None:
     """Fill out from the endless text, which may pass the corpus's end any number of times."""
-    size = corpus.token_count
+    for at, first, count in _stretches(corpus.token_count, start, len(out)):
+        out[at : at + count] = corpus.tokens(first, first + count)
+
+
+def _stretches(size: int, start: int, length: int) -> Iterator[tuple[int, int, int]]:
+    """A piece of the endless text of ``size`` tokens: place in it, first token and count of each
+    stretch that lies within one pass."""
     done = 0
-    while done < len(out):
-        at = (start + done) % size
-        count = min(size - at, len(out) - done)
-        out[done : done + count] = corpus.tokens(at, at + count)
+    while done < length:
+        first = (start + done) % size
+        count = min(size - first, length - done)
+        yield done, first, count
         done += count

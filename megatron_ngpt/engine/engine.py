@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ngpt.config import Config
+from megatron_ngpt.config import IGNORED, Config
 from megatron_ngpt.config.deepspeed import deepspeed_config
 from megatron_ngpt.engine import zero
 from megatron_ngpt.engine.masters import Masters
@@ -18,6 +18,7 @@ from megatron_ngpt.engine.schedule import angle_cap
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.model.spec import parameter_count, parameter_table
 from megatron_ngpt.ops.attention import pick_attention
+from megatron_ngpt.ops.documents import targets_within
 from megatron_ngpt.parallel.apply import build_parts, table_parameters
 from megatron_ngpt.parallel.context import (
     Inputs,
@@ -107,7 +108,7 @@ class Engine:
         """
         self.deepspeed.train()
         inputs = shared_inputs(self.config, self.mesh, tokens, targets)
-        self.targets, weight = self._targets(tokens)
+        self.targets, weight = self._targets(tokens, targets)
         if self.pipeline is not None:
             loss = self.pipeline.backward(inputs, weight)
             zero.reduce_after_pipeline(self.deepspeed)
@@ -162,16 +163,16 @@ class Engine:
         losses = [self.forward(micro_batch) for micro_batch in micro_batches(inputs)]
         mine = [loss for loss in losses if loss is not None]
         mean = torch.stack(mine).mean() if mine else torch.zeros((), device=self.mesh.device)
-        self.targets, weight = self._targets(tokens)
+        self.targets, weight = self._targets(tokens, targets)
         return self.mean(mean * weight)
 
-    def _targets(self, tokens: Tensor) -> tuple[int | Tensor, float | Tensor]:
+    def _targets(self, tokens: Tensor, targets: Tensor) -> tuple[int | Tensor, float | Tensor]:
         """How many targets of a global batch count, and all over those; collective with
         documents."""
         total = tokens.numel() * self.mesh.degrees.dp
         if not self.config.data.document_mask:
             return total, 1.0
-        counted = (tokens != self.config.data.eod).sum()
+        counted = (targets_within(tokens, targets, self.config.data.eod) != IGNORED).sum()
         dist.all_reduce(counted, group=self.mesh.group("dp"))
         return counted, total / counted.clamp_min(1)
 

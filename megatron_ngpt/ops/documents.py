@@ -1,6 +1,6 @@
 """Several documents in one sequence: attention, positions and loss keep to one of them.
 
-A document ends with its end-of-document token. Shapes: B sequences of T tokens.
+A document ends with a token whose target is no target. Shapes: B sequences of T tokens.
 """
 
 from __future__ import annotations
@@ -12,23 +12,25 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-IGNORED = -100
-"""Target that takes no part in the loss."""
+from megatron_ngpt.config import IGNORED
 
 
-def first_tokens(tokens: Tensor, eod: int) -> Tensor:
+def first_tokens(ends: Tensor) -> Tensor:
     """Place of the first token of each token's document, int64 [..., T].
 
-    A document begins with the sequence or after an ``eod`` token, which belongs to what it ends.
+    Args:
+        ends: bool [..., T], whether a token is its document's last. A document begins with the
+            sequence or after such a token.
     """
-    places = torch.arange(tokens.shape[-1], device=tokens.device)
-    begins = torch.zeros_like(tokens)
-    begins[..., 1:] = places[1:].where(tokens[..., :-1] == eod, 0)
+    places = torch.arange(ends.shape[-1], device=ends.device)
+    begins = torch.zeros_like(ends, dtype=torch.int64)
+    begins[..., 1:] = places[1:].where(ends[..., :-1], 0)
     return begins.cummax(-1).values
 
 
 def targets_within(tokens: Tensor, targets: Tensor, eod: int) -> Tensor:
-    """Targets of which those in the next document, after ``eod``, are :data:`IGNORED`."""
+    """Targets of which those in the next document are :data:`IGNORED`: after ``eod``, and where the
+    loader, which knows where documents end, has said so already."""
     return targets.masked_fill(tokens == eod, IGNORED)
 
 

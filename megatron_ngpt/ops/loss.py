@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from megatron_ngpt.ops.documents import IGNORED
+from megatron_ngpt.config import IGNORED
 
 
 class Loss(Protocol):

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ngpt.config import Config
+from megatron_ngpt.config import IGNORED, Config
 from megatron_ngpt.mesh.collectives import all_gather_tokens, exchange
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.ops.attention import HALF, Attend
@@ -89,18 +89,21 @@ def shared_inputs(config: Config, mesh: Mesh, tokens: Tensor, targets: Tensor | 
     """This rank's part of whole sequences.
 
     Args:
-        config: says whether documents are kept apart, and by which id.
+        config: says whether documents are kept apart, and which id ends one.
         mesh: its axis cp shares the tokens.
         tokens: ids [..., T], the same on ranks that differ in cp.
-        targets: the ids that follow them, same shape.
+        targets: the ids that follow them, same shape; :data:`IGNORED` after a document's end.
 
     Raises:
         ValueError: the ranks cannot share so many tokens.
     """
     data, first = config.data, None
     if data.document_mask:
-        first = first_tokens(tokens, data.eod)
-        targets = None if targets is None else targets_within(tokens, targets, data.eod)
+        ends = tokens == data.eod
+        if targets is not None:
+            targets = targets_within(tokens, targets, data.eod)
+            ends = targets == IGNORED
+        first = first_tokens(ends)
     if first is None and mesh.degrees.cp == 1:
         return Inputs(tokens, targets)
     mine = places(tokens.shape[-1], mesh.degrees, mesh.index("cp")).to(tokens.device)

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_ngpt.ops.documents import IGNORED
+from megatron_ngpt.config import IGNORED
 
 
 def vocab_parallel_cross_entropy(

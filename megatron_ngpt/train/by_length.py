@@ -13,10 +13,10 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
+from megatron_ngpt.config import IGNORED
 from megatron_ngpt.data.indexed import IndexedDataset
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.engine.token_losses import token_losses
-from megatron_ngpt.ops.documents import IGNORED
 
 Encode = Callable[[str], Sequence[int]]
 

@@ -5,11 +5,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from megatron_ngpt.config import Config, DataConfig, ParallelConfig, TrainConfig
+from megatron_ngpt.config import IGNORED, Config, DataConfig, ParallelConfig, TrainConfig
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.ops.attention import sdpa_attention
-from megatron_ngpt.ops.documents import IGNORED, Documents, first_tokens
+from megatron_ngpt.ops.documents import Documents, first_tokens
 from megatron_ngpt.parallel.context import context_attention, gather_sequences, shared_inputs
 from megatron_ngpt.parallel.zigzag import places
 from tests.distributed import CPU, run
@@ -39,7 +39,7 @@ def _attend(mesh, cases):
         mine = places(T, degrees, shared.index("cp"))
         whole, weight = operands(heads)
         leaves = [x[:, mine].requires_grad_() for x in whole]
-        documents = Documents(first_tokens(some_ids(), EOD)) if masked else None
+        documents = Documents(first_tokens(some_ids() == EOD)) if masked else None
         attend = context_attention(shared, sdpa_attention, torch.float32)
         out = attend(*leaves, 0.4, documents)
         out.backward(weight[:, mine])
@@ -56,7 +56,7 @@ def test_outputs_and_gradients_are_those_of_whole_sequences(cp):
         _, heads, masked = case
         whole, weight = operands(heads)
         leaves = [x.requires_grad_() for x in whole]
-        documents = Documents(first_tokens(some_ids(), EOD)) if masked else None
+        documents = Documents(first_tokens(some_ids() == EOD)) if masked else None
         out = sdpa_attention(*leaves, 0.4, documents)
         out.backward(weight)
         expected = (out.detach(), *(leaf.grad for leaf in leaves))

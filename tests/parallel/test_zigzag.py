@@ -35,7 +35,7 @@ def test_lengths_that_cannot_be_shared_are_refused(length, cp, ulysses):
 def seen(ring, ids, masked):
     """How often each query [T] sees each key [T] over all groups and steps of a ring."""
     tokens, length = torch.tensor([ids]), len(ids)
-    documents = Documents(first_tokens(tokens, 0)) if masked else None
+    documents = Documents(first_tokens(tokens == 0)) if masked else None
     count = torch.zeros(length, length, dtype=torch.int64)
     for mine in range(ring):
         for theirs in range(ring):
@@ -51,7 +51,7 @@ def seen(ring, ids, masked):
 def test_every_query_sees_each_key_up_to_it_in_its_document_once(ring, data):
     length = 2 * ring * data.draw(st.integers(1, 5))
     ids = data.draw(st.lists(st.integers(0, 4), min_size=length, max_size=length))
-    first = first_tokens(torch.tensor(ids), 0)
+    first = first_tokens(torch.tensor(ids) == 0)
     at = torch.arange(length)
     causal = at <= at[:, None]
     assert torch.equal(seen(ring, ids, masked=False), causal.long())

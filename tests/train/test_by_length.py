@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from megatron_ngpt.config import IGNORED
 from megatron_ngpt.data.indexed import IndexedDataset
 from megatron_ngpt.engine.token_losses import token_losses
 from megatron_ngpt.mesh.degrees import Degrees
@@ -15,7 +16,6 @@ from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.model.initial import initialise
 from megatron_ngpt.model.ngpt import NGPT
 from megatron_ngpt.model.spec import parameter_table
-from megatron_ngpt.ops.documents import IGNORED
 from megatron_ngpt.train.by_length import (
     Passkey,
     long_documents,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -87,6 +88,20 @@ class IndexedDataset:
         if sequence == self.sequence_count:
             return self.token_count
         return int(self.pointers[sequence]) // self.dtype.itemsize
+
+    def document_ends(self, start: int, stop: int) -> np.ndarray:
+        """Which of the tokens [start, stop) are the last of a document: i64[ends], from start on.
+
+        Finds them by bisection of the .idx, so the time hardly depends on its size.
+        """
+        documents = range(self.document_count + 1)
+        first = bisect_right(documents, start, key=self.document_start)
+        after = bisect_right(documents, stop, first, key=self.document_start)
+        sequences = self.document_index[first:after]
+        starts = np.full(len(sequences), self.token_count)
+        inside = sequences < self.sequence_count
+        starts[inside] = self.pointers[sequences[inside]] // self.dtype.itemsize
+        return starts - 1 - start
 
     def verify(self) -> None:
         """Read the three tables and check that they agree everywhere; time and reads O(S + D).
