@@ -28,6 +28,7 @@ from megatron_ngpt.config import (
     seconds_of,
     unreached,
 )
+from megatron_ngpt.data.agreement import check_corpora
 from megatron_ngpt.data.corpus import Share, Stage, open_corpora
 from megatron_ngpt.data.documents import with_eod
 from megatron_ngpt.estimate.options import dry_run_options
@@ -91,7 +92,10 @@ def pretrain(config: Config, launch: Launch, watch: Watch) -> None:
     config = fit_micro_batch(config, degrees.dp)
     check_topology(config, degrees)
     stages, valid = open_corpora(config.data)
+    config, corpora_notes = check_corpora(config, stages, valid)
     device = pick_device(config.engine.device, launch.local_rank)
+    for note in corpora_notes if launch.rank == 0 else ():
+        print(f"corpora: {note}", flush=True)
     start(launch, device)
     _train(config, degrees, device, stages, valid, watch)
     if launch.rank == 0 and watch.reason:

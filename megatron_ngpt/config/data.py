@@ -28,8 +28,7 @@ class CorpusConfig:
 
 
 IGNORED = -100
-"""Target that takes no part in the loss, as torch's cross entropy has it: the one after a token that
-ends a document."""
+"""Target that takes no part in the loss, torch's own: after a token that ends a document."""
 
 Blend = tuple[CorpusConfig, ...] | str
 """Several corpora with their weights, or the prefix of the only one."""
@@ -73,7 +72,11 @@ class DataConfig:
     """Folder on a local disk for copies of corpora whose prefix is a URL (s3://..., gs://...)."""
 
     tokenizer: str = ""
-    """SentencePiece model file; needed for text in and out, not for training itself."""
+    """SentencePiece model or tokenizer.json; for text in and out, not for training itself."""
+
+    tokenizer_sha256: str = ""
+    """SHA-256 of the tokenizer's file; empty takes it from the corpora's manifests, which must
+    agree. "any" compares nothing."""
 
     seq_len: int = 1024
     """Tokens per training sequence."""

@@ -29,10 +29,12 @@ def data_problems(data: DataConfig) -> Iterator[str]:
                 f"data.valid: {corpus.prefix} has epochs = {corpus.epochs}, but every evaluation "
                 "reads the same samples: leave epochs out"
             )
-    if data.document_mask and data.eod < 0 and not data.tokenizer:
+    every = [*valid, *(corpus for blend in blends_of(data).values() for corpus in blend)]
+    flat = next((corpus.prefix for corpus in every if corpus.prefix.endswith(".bin")), "")
+    if data.document_mask and data.eod < 0 and not data.tokenizer and flat:
         yield (
-            "data.document_mask needs to know where documents end: set data.tokenizer, or data.eod "
-            "to the id of the end-of-document token"
+            f"data.document_mask: {flat} is a flat file, which does not say where documents end: "
+            "set data.tokenizer, or data.eod to the id of the end-of-document token"
         )
     yield from _stages(data)
     yield from _names(data, valid)

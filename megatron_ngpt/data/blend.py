@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -150,11 +149,11 @@ def _part(
         SampleStream(share.corpus, unit, 0).first(share.epochs) if share.epochs else _UNLIMITED
         for share in shares
     ]
-    before = [read.get(_key(share), 0) for share in shares]
+    before = [read.get(share.corpus.dataset.prefix, 0) for share in shares]
     sizes = [share.corpus.token_count for share in shares]
     arrays = (np.array(values, np.int64) for values in (sizes, before, limits))
     return _Part(first, end, shares, allocation, *arrays)
 
 
 def _key(share: Share) -> str:
-    return os.path.normpath(share.corpus.dataset.prefix)
+    return share.corpus.dataset.prefix

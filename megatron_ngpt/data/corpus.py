@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 
 import numpy as np
 
 from megatron_ngpt.config import DataConfig, blends_of, corpora_of
-from megatron_ngpt.data.flat import FlatDataset
-from megatron_ngpt.data.indexed import IndexedDataset
-from megatron_ngpt.data.remote import is_url, local_copy
-
-Dataset = IndexedDataset | FlatDataset
+from megatron_ngpt.data.known import Dataset, KnownCorpora, other_name, way_to_make
 
 
 @dataclass(frozen=True)
@@ -60,7 +55,7 @@ class Stage:
 
 
 def open_corpora(data: DataConfig) -> tuple[tuple[Stage, ...], tuple[Share, ...]]:
-    """Open what data.train, data.stages and data.valid name; each pair once.
+    """Open what data.train, data.stages and data.valid name; each corpus once, by any name.
 
     Returns:
         The stages of training, and what to validate on. Without data.valid the last
@@ -69,31 +64,37 @@ def open_corpora(data: DataConfig) -> tuple[tuple[Stage, ...], tuple[Share, ...]
 
     Raises:
         FileNotFoundError: when a pair is missing, naming the setting.
-        ValueError: when a pair is corrupt or empty, or too small to split, naming the setting.
+        ValueError: when a pair is corrupt or empty, or too small to split, naming the setting; when
+            a blend reads a corpus twice, or validation reads what is trained on.
     """
     if not corpora_of(data.train):
-        raise ValueError(f"data.train is empty: {_make('data.train')}")
+        raise ValueError(f"data.train is empty: {way_to_make('data.train')}")
+    known = KnownCorpora(data.cache_dir)
     parts: dict[str, tuple[TokenRange, TokenRange | None]] = {}
     held_back: dict[str, Share] = {}
     stages = []
     starts = [0, *(stage.tokens for stage in data.stages if stage.train)]
     for first, (setting, corpora) in zip(starts, blends_of(data).items(), strict=True):
         shares, total = [], sum(corpus.weight for corpus in corpora)
-        for corpus in corpora:
-            key = os.path.normpath(corpus.prefix)
+        for corpus, dataset in zip(corpora, known.blend(setting, corpora), strict=True):
+            key = dataset.prefix
             if key not in parts:
-                parts[key] = _parts(setting, corpus.prefix, data)
+                parts[key] = _parts(dataset, data)
             train, valid = parts[key]
             shares.append(Share(train, corpus.name, corpus.weight, corpus.epochs))
             if valid and key not in held_back:
                 held_back[key] = Share(valid, corpus.name, corpus.weight / total)
         stages.append(Stage(first, tuple(shares)))
-    own = (
-        Share(
-            _whole(_open("data.valid", corpus.prefix, data.cache_dir)), corpus.name, corpus.weight
-        )
-        for corpus in corpora_of(data.valid)
-    )
+    own = []
+    apart = corpora_of(data.valid)
+    for corpus, dataset in zip(apart, known.blend("data.valid", apart), strict=True):
+        if dataset.prefix in parts:
+            raise ValueError(
+                f"data.valid = {corpus.prefix} is {other_name(dataset, corpus.prefix)}, which is "
+                "trained on: name another pair, or leave data.valid out and let "
+                "data.valid_fraction hold documents back"
+            )
+        own.append(Share(_whole(dataset), corpus.name, corpus.weight))
     return tuple(stages), tuple(own) or tuple(held_back.values())
 
 
@@ -127,32 +128,8 @@ def _whole(dataset: Dataset) -> TokenRange:
     return TokenRange(dataset, 0, dataset.token_count)
 
 
-def _parts(setting: str, prefix: str, data: DataConfig) -> tuple[TokenRange, TokenRange | None]:
+def _parts(dataset: Dataset, data: DataConfig) -> tuple[TokenRange, TokenRange | None]:
     """What is trained on and what is held back."""
-    dataset = _open(setting, prefix, data.cache_dir)
     if data.valid or data.valid_fraction == 0:
         return _whole(dataset), None
     return split_corpus(dataset, data.valid_fraction)
-
-
-def _make(setting: str) -> str:
-    return (
-        "make a pair with: python tools/preprocess_data.py --input FILE --tokenizer-model MODEL "
-        f"--output-prefix NAME, then set {setting} to NAME_text_document"
-    )
-
-
-def _open(setting: str, prefix: str, cache_dir: str) -> Dataset:
-    make = _make(setting)
-    dataset: Dataset
-    try:
-        if is_url(prefix):
-            prefix = local_copy(prefix, cache_dir)
-        dataset = FlatDataset(prefix) if prefix.endswith(".bin") else IndexedDataset(prefix)
-    except FileNotFoundError as err:
-        raise FileNotFoundError(f"{setting} = {prefix}: {err}; {make}") from err
-    except ValueError as err:
-        raise ValueError(f"{setting} = {prefix}: {err}") from err
-    if not dataset.token_count:
-        raise ValueError(f"{setting} = {prefix} holds no tokens; {make}")
-    return dataset

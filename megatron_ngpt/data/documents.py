@@ -5,23 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 from megatron_ngpt.config import Config
-from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
+from megatron_ngpt.data.bulk import load_tokenizer
 
 
 def with_eod(config: Config) -> Config:
     """The configuration with ``data.eod`` filled in from the tokenizer where documents need it.
 
+    It stays unknown without a tokenizer, or with one that has no end-of-sequence token: then
+    documents end where the .idx says, and nowhere else.
+
     Raises:
         FileNotFoundError: there is no such tokenizer.
-        ValueError: it has no end-of-sequence token.
+        ValueError: it is none.
     """
     data = config.data
-    if not data.document_mask or data.eod >= 0:
+    if not data.document_mask or data.eod >= 0 or not data.tokenizer:
         return config
-    eos_id = SentencePieceTokenizer(data.tokenizer).eos_id
-    if eos_id is None:
-        raise ValueError(
-            f"data.document_mask: the tokenizer {data.tokenizer} has no end-of-sequence token: set "
-            "data.eod to the id that ends a document in the corpus"
-        )
-    return replace(config, data=replace(data, eod=eos_id))
+    eos_id = load_tokenizer(data.tokenizer).eos_id
+    return config if eos_id is None else replace(config, data=replace(data, eod=eos_id))

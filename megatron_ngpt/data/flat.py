@@ -17,6 +17,7 @@ class FlatDataset:
 
     Attributes:
         prefix: the file's path, with its ``.bin``.
+        files: the file alone.
         dtype: type of one token.
 
     Raises:
@@ -29,6 +30,7 @@ class FlatDataset:
     def __init__(self, path: str | Path) -> None:
         self.prefix = str(path)
         file, (_, idx) = Path(path), pair(self.prefix.removesuffix(".bin"))
+        self.files = (file,)
         if not file.is_file():
             raise FileNotFoundError(f"{file}: no such file; name a pair without .bin or .idx")
         if idx.exists():

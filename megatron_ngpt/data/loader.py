@@ -29,8 +29,8 @@ class Batch(NamedTuple):
     """int64[accumulation, micro_batch, T]: inputs."""
 
     targets: Tensor
-    """int64[accumulation, micro_batch, T]: the token after each input; ``IGNORED`` after the last of
-    a document, where documents are kept apart."""
+    """int64[accumulation, micro_batch, T]: the token after each input; where documents are kept
+    apart, ``IGNORED`` after the last of one."""
 
 
 @dataclass(frozen=True, kw_only=True)

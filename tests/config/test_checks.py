@@ -72,7 +72,7 @@ IMPOSSIBLE = {
     "--parallel.cp 4 --parallel.ulysses 3": ["parallel.ulysses = 3", "parallel.cp = 4", "change"],
     "--parallel.cp 3 --data.seq_len 64": ["data.seq_len = 64", "tp * cp", "= 3"],
     "--parallel.cp 4 --parallel.ulysses 1 --data.seq_len 20": ["data.seq_len = 20", "ring", "= 8"],
-    "--data.document_mask true": ["data.document_mask", "data.tokenizer", "data.eod"],
+    "--data.document_mask true --data.train x.bin": ["mask", "x.bin is a flat", "data.eod"],
     "--parallel.pp 2 --optim.zero_stage 2": ["zero_stage = 2", "parallel.pp = 2", "to 0 or 1"],
     "--parallel.schedule zbv --parallel.stages_per_rank 3": ["stages_per_rank = 3", "zbv has 2"],
     "--parallel.stages_per_rank 2": ["stages_per_rank = 2", "1f1b has 1 stage"],
@@ -93,8 +93,8 @@ def test_impossible_setting_is_refused_with_value_and_way_out(refused, words):
 def test_every_problem_is_told_at_once(refused):
     message = refused("--train.steps", "0", "--optim.lr", "-1")
     assert all(key in message for key in ("train.steps = 0", "optim.lr = -1"))
-    message = refused("--model.kv_heads", "3", "--data.document_mask", "true")
-    assert all(key in message for key in ("model.kv_heads = 3", "data.document_mask"))
+    message = refused("--model.kv_heads", "3", "--data.seq_len", "0")
+    assert all(key in message for key in ("model.kv_heads = 3", "data.seq_len = 0"))
 
 
 def test_defaults_are_possible():

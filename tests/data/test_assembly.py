@@ -39,7 +39,7 @@ def parts(tmp_path):
                     for target in (writer, whole):
                         target.add_document(ids, lengths)
             counts = writer.sequence_count, writer.document_count, writer.token_count
-            made.append(Part(prefix, *counts, int(writer.checksums[".bin"], 16)))
+            made.append(Part(prefix, *counts, int(writer.checksums[".bin"], 16), 0))
     return made
 
 

@@ -18,7 +18,9 @@ def test_the_tokenizer_tells_which_id_ends_a_document(texts, tmp_path):
     assert with_eod(config) == replace(config, data=replace(config.data, eod=2))
 
 
-@pytest.mark.parametrize("data", [{"document_mask": True, "eod": 5}, {"tokenizer": "none"}])
+@pytest.mark.parametrize(
+    "data", [{"document_mask": True, "eod": 5}, {"tokenizer": "none"}, {"document_mask": True}]
+)
 def test_it_is_not_asked_when_nobody_needs_it(data):
     assert with_eod(config_of(**data)) == config_of(**data)
 

@@ -25,6 +25,7 @@ class Part(NamedTuple):
     tokens: int
     crc: int
     """CRC-32 of its .bin, reckoned when it was written."""
+    largest_id: int
 
 
 class Assembly:
@@ -39,12 +40,14 @@ class Assembly:
         parts: the pairs in order.
 
     Attributes:
-        prefix, dtype, document_count, token_count, checksums: as of an ``IndexedWriter``.
+        prefix, dtype, document_count, token_count, largest_id, checksums: as of an
+            ``IndexedWriter``.
     """
 
     def __init__(self, prefix: str | Path, dtype: np.dtype, parts: Sequence[Part]) -> None:
         self.prefix, self.dtype, self._parts = str(prefix), dtype, parts
         self.checksums: dict[str, str] = {}
+        self.largest_id = max(part.largest_id for part in parts)
         counts = np.array([part[1:4] for part in parts], np.int64)
         ends = np.cumsum(counts, axis=0)
         self._before: list[list[int]] = (ends - counts).tolist()

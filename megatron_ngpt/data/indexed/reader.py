@@ -29,6 +29,7 @@ class IndexedDataset:
 
     Attributes:
         prefix: path without ``.bin`` and ``.idx``.
+        files: the .bin and the .idx.
         dtype: type of one token.
         lengths: i32[S], tokens of each sequence.
         pointers: i64[S], byte in the .bin at which each sequence starts.
@@ -41,7 +42,7 @@ class IndexedDataset:
 
     def __init__(self, prefix: str | Path) -> None:
         self.prefix = str(prefix)
-        self._bin_path, self._idx_path = pair(prefix)
+        self._bin_path, self._idx_path = self.files = pair(prefix)
         for path in (self._bin_path, self._idx_path):
             if not path.is_file():
                 raise FileNotFoundError(
@@ -150,6 +151,11 @@ class IndexedDataset:
         if (first, last) != (0, self.sequence_count):
             where = f"a document index from sequence 0 to {self.sequence_count}"
             raise corrupt(self._idx_path, where, f"one from {first} to {last}")
+
+
+def largest_of(ids: np.ndarray) -> int:
+    """The largest of some ids, -1 of none; a negative one, which is a mistake, counts as huge."""
+    return int(ids.view(f"u{ids.dtype.itemsize}").max()) if ids.size else -1
 
 
 def chunks(count: int) -> Iterator[slice]:

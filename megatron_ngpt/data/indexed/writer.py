@@ -22,7 +22,7 @@ from megatron_ngpt.data.indexed.format import (
     dtype_code,
     pair,
 )
-from megatron_ngpt.data.indexed.reader import IndexedDataset, chunks
+from megatron_ngpt.data.indexed.reader import IndexedDataset, chunks, largest_of
 
 _BUFFER = 1 << 20
 
@@ -43,6 +43,7 @@ class IndexedWriter:
 
     Attributes:
         sequence_count, document_count, token_count: what has been added so far.
+        largest_id: of what has been added; -1 without tokens.
         checksums: CRC-32 of the complete files by their endings, in hexadecimal; empty before.
 
     Raises:
@@ -55,6 +56,7 @@ class IndexedWriter:
         self._checksum, self._tokens_crc = checksum, 0
         dtype_code(self.dtype)
         self.sequence_count = self.document_count = self.token_count = 0
+        self.largest_id = -1
         self._paths = pair(prefix)
         self._temporaries = [Path(f"{prefix}.{name}.tmp") for name in ("bin", "idx", "documents")]
         self._files = ExitStack()
@@ -170,6 +172,7 @@ class IndexedWriter:
         if self._checksum:
             self._tokens_crc = zlib.crc32(ids.data, self._tokens_crc)
         self.token_count += ids.size
+        self.largest_id = max(self.largest_id, largest_of(ids))
 
     def _write_lengths(self, lengths: np.ndarray) -> None:
         self._idx.write(lengths.astype(LENGTH).data)

@@ -13,6 +13,8 @@ from megatron_ngpt.data.indexed.assembly import Assembly
 from megatron_ngpt.data.indexed.files import crc32_of
 from megatron_ngpt.data.indexed.format import pair
 
+_FRESH = "copy the one that was made with the pair, or delete it"
+
 
 def manifest_path(prefix: str | Path) -> Path:
     """PREFIX.manifest.json."""
@@ -31,17 +33,50 @@ def write_manifest(writer: IndexedWriter | Assembly, origin: Mapping[str, Any]) 
         "documents": writer.document_count,
         "tokens": writer.token_count,
         "dtype": writer.dtype.name,
+        "largest_id": writer.largest_id,
         "crc32": writer.checksums,
     }
     write_json(manifest_path(writer.prefix), content)
 
 
 def read_manifest(prefix: str | Path) -> dict[str, Any] | None:
-    """The manifest of a pair, or None where it has none, as pairs of other programs."""
+    """The manifest of a pair, or None where it has none, as pairs of other programs.
+
+    Raises:
+        ValueError: the file holds something else.
+    """
     path = manifest_path(prefix)
     if not path.exists():
         return None
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as err:
+        raise ValueError(f"{path}: no JSON ({err}): {_FRESH}") from err
+    if not isinstance(content, dict):
+        raise ValueError(f"{path}: no JSON object: {_FRESH}")
+    return content
+
+
+def manifest_of(dataset: IndexedDataset) -> dict[str, Any] | None:
+    """The manifest of an open pair; None without one.
+
+    Raises:
+        ValueError: it belongs to another pair, as its counts say.
+    """
+    content = read_manifest(dataset.prefix)
+    if content is None:
+        return None
+    found = {
+        "documents": dataset.document_count,
+        "tokens": dataset.token_count,
+        "dtype": dataset.dtype.name,
+    }
+    for name, value in found.items():
+        if content.get(name, value) != value:
+            raise ValueError(
+                f"{manifest_path(dataset.prefix)} says {name} = {content[name]}, but the pair has "
+                f"{value}: it is the manifest of another pair; {_FRESH}"
+            )
     return content
 
 
@@ -57,13 +92,9 @@ def verify(prefix: str | Path) -> str:
     """
     dataset = IndexedDataset(prefix)
     dataset.verify()
-    manifest = read_manifest(prefix)
+    manifest = manifest_of(dataset)
     if manifest is None:
         return "structure is sound; no manifest, so no checksums to compare"
-    found = {"documents": dataset.document_count, "tokens": dataset.token_count}
-    for name, count in found.items():
-        if manifest[name] != count:
-            raise ValueError(f"{prefix}: {count} {name}, but its manifest says {manifest[name]}")
     for path in pair(prefix):
         expected, crc = manifest["crc32"][path.suffix], crc32_of(path)
         if crc != expected:

@@ -172,7 +172,7 @@ class ShardEncoder:
         report.records = batch
         for key, writer in zip(keys, writers, strict=True):
             counts = writer.sequence_count, writer.document_count, writer.token_count
-            report.pairs[key] = *counts, int(writer.checksums[".bin"], 16)
+            report.pairs[key] = *counts, int(writer.checksums[".bin"], 16), writer.largest_id
         self._parts.finish(shard.number, report)
 
 

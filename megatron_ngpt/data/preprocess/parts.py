@@ -28,8 +28,8 @@ class Report:
     """Beginning of the names of its files."""
 
     documents: int = 0
-    pairs: dict[str, tuple[int, int, int, int]] = field(default_factory=dict)
-    """Of each key: sequences, documents, tokens, and CRC-32 of the tokens' file."""
+    pairs: dict[str, tuple[int, int, int, int, int]] = field(default_factory=dict)
+    """Of each key: sequences, documents, tokens, CRC-32 of the tokens' file, largest id."""
 
     size: int = 0
     """Bytes read, decompressed."""
@@ -43,7 +43,7 @@ class Report:
     @property
     def tokens(self) -> int:
         """Of all keys."""
-        return sum(tokens for _, _, tokens, _ in self.pairs.values())
+        return sum(tokens for _, _, tokens, *_ in self.pairs.values())
 
     def add(self, documents: int, size: int, refusals: Iterable[Refusal]) -> None:
         """Count a batch that has been written."""
