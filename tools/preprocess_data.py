@@ -7,6 +7,7 @@ mpirun -n 64 python tools/preprocess_data.py --mpi --input ...
 from __future__ import annotations
 
 import argparse
+import re
 import signal
 import sys
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from megatron_ngpt.data.preprocess import PreprocessJob, Summary, preprocess
 from megatron_ngpt.data.preprocess.job import SHARD_MB
 from megatron_ngpt.data.preprocess.requeue import REFUSED, decide
+from megatron_ngpt.data.preprocess.special import CHOICES
 from megatron_ngpt.data.sources import FORMATS
 from megatron_ngpt.mesh.mpi import Team
 
@@ -24,8 +26,12 @@ TOKENIZER_TYPES = (
 )
 
 
+_ESCAPE = re.compile(r"\\(?:[\\'abfnrtv0]|x[0-9a-fA-F]{2}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})")
+
+
 def _unescaped(word: str) -> str:
-    return word.encode().decode("unicode_escape")
+    """Escapes replaced, and every other character left as it is."""
+    return _ESCAPE.sub(lambda found: found[0].encode().decode("unicode_escape"), word)
 
 
 # Titles, then names and settings of each option in the order that --help shows them.
@@ -102,6 +108,15 @@ OPTIONS: dict[str, list[tuple[str, dict[str, Any]]]] = {
         (
             "--append-eod",
             dict(action="store_true", help="end every document with the tokenizer's </s>"),
+        ),
+        (
+            "--special-text",
+            dict(
+                choices=CHOICES,
+                default="keep",
+                help="a text that spells out a special token, such as <|endoftext|>: keep its id, "
+                "as the tokenizer does; plain letters; or refuse the document [%(default)s]",
+            ),
         ),
     ],
     "how": [
@@ -240,6 +255,11 @@ def _show(summary: Summary) -> None:
     for prefix in summary.prefixes:
         print(f"{prefix}.bin, {prefix}.idx")
     print(f"{summary.documents} documents, {summary.tokens} tokens, {summary.size} bytes read")
+    for key, count in summary.special.items():
+        if count:
+            print(f"{count} documents spell out a special token under {key} (--special-text)")
+    if summary.separator_missed:
+        print("--separator comes up in no file: each became one document")
     for reason, count in summary.refused.most_common():
         print(f"left out: {count} {reason}")
     for refusal in summary.first_refusals:

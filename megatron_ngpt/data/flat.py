@@ -1,4 +1,4 @@
-"""Flat token files: nanoGPT's train.bin and val.bin."""
+"""Flat token files: those of nanoGPT, llm.c and modded-nanogpt."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_ngpt.data.indexed.format import corrupt, pair
+from megatron_ngpt.data.flat_formats import layout_of
+from megatron_ngpt.data.indexed.format import pair
 from megatron_ngpt.data.indexed.mapping import map_file
 
 
 class FlatDataset:
-    """Little-endian uint16 ids, one after another and nothing else, as nanoGPT's prepare.py writes.
+    """Little-endian ids, one after another: uint16 and nothing else, as of nanoGPT's prepare.py,
+    or after the header of llm.c and modded-nanogpt, which tells their type and number.
 
     Nothing says where its documents end, so it counts as one.
 
@@ -22,10 +24,8 @@ class FlatDataset:
 
     Raises:
         FileNotFoundError: when there is no such file.
-        ValueError: when it is half of a pair, or not a whole number of tokens long.
+        ValueError: when it is half of a pair, or holds something else.
     """
-
-    dtype = np.dtype("<u2")
 
     def __init__(self, path: str | Path) -> None:
         self.prefix = str(path)
@@ -35,10 +35,10 @@ class FlatDataset:
             raise FileNotFoundError(f"{file}: no such file; name a pair without .bin or .idx")
         if idx.exists():
             raise ValueError(f"{file} belongs to {idx}: name the pair without .bin or .idx")
-        if file.stat().st_size % self.dtype.itemsize:
-            remedy = "copy it again, or make a pair with tools/preprocess_data.py"
-            raise corrupt(file, "uint16 ids", f"{file.stat().st_size} bytes, an odd number", remedy)
-        self._tokens = map_file(file).view(self.dtype)
+        content = map_file(file)
+        layout = layout_of(file, content)
+        self.dtype = layout.dtype
+        self._tokens = content[layout.start :].view(self.dtype)
 
     @property
     def document_count(self) -> int:

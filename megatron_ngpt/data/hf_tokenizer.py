@@ -18,7 +18,8 @@ _END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
 class HFTokenizer:
     """A ``tokenizer.json`` in use, with the interface of ``SentencePieceTokenizer``.
 
-    Special tokens that a text spells out become their ids, as the library does it.
+    Special tokens that a text spells out become their ids, as the library does it, unless
+    ``take_special_as_text`` is called.
 
     Args:
         path: the file; a ``tokenizer_config.json`` beside it may name the token that ends a text.
@@ -40,16 +41,20 @@ class HFTokenizer:
         if not self.path.is_file():
             raise FileNotFoundError(f"tokenizer {str(path)!r}: no such file")
         self.model = self.path.read_bytes()
-        library = require("tokenizers", "preprocess", "tokenizer.json files")
-        try:
-            self.library: Any = library.Tokenizer.from_str(self.model.decode())
-        except Exception as err:  # the library raises nothing more specific
-            raise ValueError(f"tokenizer {str(path)!r}: no tokenizer.json ({err})") from err
-        # The file may cut or fill what it encodes, which a corpus must not be.
-        self.library.no_truncation()
-        self.library.no_padding()
+        self.library: Any = self._load(self.model.decode(errors="replace"))
         self.vocab_size = 1 + max(self.library.get_vocab(with_added_tokens=True).values())
         self.eos_id = self._end_id()
+
+    def _load(self, content: str) -> Any:
+        library = require("tokenizers", "preprocess", "tokenizer.json files")
+        try:
+            loaded = library.Tokenizer.from_str(content)
+        except Exception as err:  # the library raises nothing more specific
+            raise ValueError(f"tokenizer {str(self.path)!r}: no tokenizer.json ({err})") from err
+        # The file may cut or fill what it encodes, which a corpus must not be.
+        loaded.no_truncation()
+        loaded.no_padding()
+        return loaded
 
     def encode(self, text: str) -> list[int]:
         """Ids of a text, without begin or end marks."""
@@ -61,6 +66,24 @@ class HFTokenizer:
         known = [i for i in map(int, ids) if i < self.vocab_size]
         text: str = self.library.decode(known, skip_special_tokens=True)
         return text
+
+    def special_texts(self) -> dict[int, str]:
+        """Tokens with a meaning that a text can spell out, by id; the unknown token is none."""
+        unknown = json.loads(self.model)["model"].get("unk_token")
+        added = self.library.get_added_tokens_decoder()
+        return {
+            number: token.content
+            for number, token in added.items()
+            if number == self.eos_id or (token.special and token.content != unknown)
+        }
+
+    def take_special_as_text(self) -> None:
+        """From now on a special token that a text spells out is text like other text."""
+        content, marks = json.loads(self.model), self.special_texts()
+        for token in content["added_tokens"]:
+            token["special"] = token["special"] or token["id"] in marks
+        self.library = self._load(json.dumps(content))
+        self.library.encode_special_tokens = True
 
     def has_pieces_across_spaces(self) -> bool:
         """Whether tokens are known to go on after a space; here only trying can tell."""

@@ -75,6 +75,25 @@ class SentencePieceTokenizer:
         pieces = map(self.processor.id_to_piece, range(self.vocab_size))
         return any(re.search("[^\u2581]\u2581", piece) for piece in pieces)
 
+    def special_texts(self) -> dict[int, str]:
+        """Tokens with a meaning that a text can spell out, by id; control pieces it cannot."""
+        model = self.processor
+        marks = {i for i in (model.bos_id(), model.eos_id(), model.pad_id()) if i >= 0}
+        open_to_text = (i for i in marks if not model.is_control(i) and not model.is_unknown(i))
+        return {i: model.id_to_piece(i) for i in open_to_text}
+
+    def take_special_as_text(self) -> None:
+        """Not here.
+
+        Raises:
+            ValueError: always.
+        """
+        pieces = ", ".join(self.special_texts().values())
+        raise ValueError(
+            f"--special-text plain: {self.path} has {pieces} as user-defined pieces, which "
+            "SentencePiece always finds in a text; train it with control pieces, or take refuse"
+        )
+
     def character_normalizer(self) -> sentencepiece.SentencePieceNormalizer:
         """sentencepiece's normaliser with the model's character rules alone: white space stays."""
         return sentencepiece.SentencePieceNormalizer(

@@ -93,8 +93,8 @@ def test_impossible_setting_is_refused_with_value_and_way_out(refused, words):
 def test_every_problem_is_told_at_once(refused):
     message = refused("--train.steps", "0", "--optim.lr", "-1")
     assert all(key in message for key in ("train.steps = 0", "optim.lr = -1"))
-    message = refused("--model.kv_heads", "3", "--data.seq_len", "0")
-    assert all(key in message for key in ("model.kv_heads = 3", "data.seq_len = 0"))
+    message = refused("--model.kv_heads", "3", "--data.valid_fraction", "1")
+    assert all(key in message for key in ("model.kv_heads = 3", "data.valid_fraction = 1"))
 
 
 def test_defaults_are_possible():

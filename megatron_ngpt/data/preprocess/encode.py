@@ -18,6 +18,7 @@ from megatron_ngpt.data.preprocess.job import PreprocessJob
 from megatron_ngpt.data.preprocess.long_documents import LongDocuments, LongIds
 from megatron_ngpt.data.preprocess.parts import Parts, Report
 from megatron_ngpt.data.preprocess.plan import Shard
+from megatron_ngpt.data.preprocess.special import REASON, SpecialText
 from megatron_ngpt.data.sources import Document, RecordBatch, Refusal, in_batches, read_piece
 from megatron_ngpt.data.sources.jsonl import lines_before
 from megatron_ngpt.data.sources.long import LongText
@@ -42,6 +43,8 @@ class _Encoded(NamedTuple):
     documents: int
     refusals: list[Refusal]
     size: int
+    special: list[int]
+    """[keys] documents that spell out a special token."""
 
     @property
     def tokens(self) -> int:
@@ -67,7 +70,8 @@ class ShardEncoder:
     Raises:
         FileNotFoundError: without the tokenizer file.
         ModuleNotFoundError: when an encoder is asked for and not installed.
-        ValueError: for an end mark that the tokenizer does not have.
+        ValueError: for an end mark that the tokenizer does not have, and for special text that it
+            cannot take as the job wants it.
     """
 
     def __init__(self, job: PreprocessJob, parts: Parts, threads: int) -> None:
@@ -75,6 +79,7 @@ class ShardEncoder:
         tokenizer = self._tokenizer = load_tokenizer(job.tokenizer)
         self._end_id = _end_id(tokenizer) if job.append_eod else None
         self._dtype = dtype_for(tokenizer.vocab_size)
+        self._special = SpecialText(tokenizer, job.special_text)
         self._encoder, why = bulk_encoder(tokenizer, job.encoder)
         self.how = f"{self._encoder.name}{why and f' ({why})'}"
 
@@ -119,13 +124,22 @@ class ShardEncoder:
             return item
         if item.documents and item.documents[0].is_long:
             return self._encode_long(item.documents[0])
-        texts = zip(*(document.texts for document in item.documents), strict=True)
-        columns, empty = _drop_empty(item.documents, [self._encoder.encode(each) for each in texts])
+        documents = item.documents
+        texts = [list(each) for each in zip(*(one.texts for one in documents), strict=True)]
+        columns = [self._encoder.encode(each) for each in texts]
+        special = [self._special.within(t, *c) for t, c in zip(texts, columns, strict=True)]
+        refused: list[Refusal] = []
+        if self._special.refused and any(one.any() for one in special):
+            unwanted = np.any(special, axis=0)
+            columns, documents, refused = self._refuse_special(columns, documents, unwanted)
+            special = []
+        columns, empty = _drop_empty(documents, columns)
         columns = [(ids.astype(self._dtype), lengths) for ids, lengths in columns]
         if self._end_id is not None:
             columns = [(np.insert(ids, np.cumsum(n), self._end_id), n + 1) for ids, n in columns]
-        documents = len(item.documents) - len(empty)
-        return _Encoded(columns, [], documents, item.refusals + empty, item.size)
+        counts = [int(one.sum()) for one in special]
+        refusals = item.refusals + refused + empty
+        return _Encoded(columns, [], len(documents) - len(empty), refusals, item.size, counts)
 
     def _encode_long(self, document: Document) -> _Encoded:
         path, line, size, texts = document
@@ -133,12 +147,30 @@ class ShardEncoder:
             found = [self._ids_of(text) for text in texts]
             if not all(ids.size for ids in found):
                 raise UnusableError("empty text", "it encodes to no token")
+            special = [
+                self._special.anywhere(_parts(text), ids.blocks())
+                for text, ids in zip(texts, found, strict=True)
+            ]
+            if self._special.refused and any(special):
+                raise UnusableError(REASON, self._special.detail())
         except UnusableError as err:
             reason, detail = err.args
-            return _Encoded([], [], 0, [Refusal(path, line, size, reason, detail)], size)
+            return _Encoded([], [], 0, [Refusal(path, line, size, reason, detail)], size, [])
         for ids in found if self._end_id is not None else ():
             ids.add(np.array([self._end_id]))
-        return _Encoded([], found, 1, [], size)
+        return _Encoded([], found, 1, [], size, [int(one) for one in special])
+
+    def _refuse_special(
+        self, columns: list[_Column], documents: list[Document], unwanted: np.ndarray
+    ) -> tuple[list[_Column], list[Document], list[Refusal]]:
+        refused = [documents[number] for number in np.flatnonzero(unwanted)]
+        kept = [documents[number] for number in np.flatnonzero(~unwanted)]
+        detail = self._special.detail()
+        return (
+            _select(columns, ~unwanted),
+            kept,
+            [Refusal(path, line, size, REASON, detail) for path, line, size, _ in refused],
+        )
 
     def _ids_of(self, text: bytes | LongText) -> LongIds:
         if isinstance(text, LongText):
@@ -167,6 +199,7 @@ class ShardEncoder:
                     writer.add_long_document(long.blocks())
                 refusals.writelines(json.dumps(refusal) + "\n" for refusal in batch.refusals)
                 report.add(batch.documents, batch.size, batch.refusals)
+                report.special.update(dict(zip(keys, batch.special, strict=False)))
                 watch(batch.size, batch.documents, batch.tokens)
         assert isinstance(batch, dict), batch
         report.records = batch
@@ -206,11 +239,19 @@ def _drop_empty(
         return columns, []
     filled = np.all([lengths > 0 for _, lengths in columns], axis=0)
     empty = [documents[number] for number in np.flatnonzero(~filled)]
-    kept = [(ids[np.repeat(filled, count)], count[filled]) for ids, count in columns]
-    return kept, [
+    return _select(columns, filled), [
         Refusal(path, line, size, "empty text", "it encodes to no token")
         for path, line, size, _ in empty
     ]
+
+
+def _select(columns: list[_Column], wanted: np.ndarray) -> list[_Column]:
+    """The documents of bool[documents] alone."""
+    return [(ids[np.repeat(wanted, count)], count[wanted]) for ids, count in columns]
+
+
+def _parts(text: bytes | LongText) -> Iterable[bytes]:
+    return text.parts(1 << 20) if isinstance(text, LongText) else [text]
 
 
 def _in_file(refusal: Refusal, shard: Shard) -> Refusal:

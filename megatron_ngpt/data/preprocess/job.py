@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_ngpt.data.bulk import EncoderName
+from megatron_ngpt.data.preprocess.special import Choice
 from megatron_ngpt.data.sources import Source
 from megatron_ngpt.data.sources.readers import Format
 
@@ -40,6 +41,9 @@ class PreprocessJob:
 
     append_eod: bool = False
     """End every document with the tokenizer's end id."""
+
+    special_text: Choice = "keep"
+    """What becomes of a text that spells out a special token; see ``SpecialText``."""
 
     on_error: Literal["refuse", "skip"] = "refuse"
     """Whether a record that cannot be used ends the job or is left out and counted."""
@@ -92,6 +96,7 @@ class PreprocessJob:
             "json-keys": list(self.json_keys),
             "separator": self.separator,
             "append-eod": self.append_eod,
+            "special-text": self.special_text,
             "shard-mb": self.shard_mb,
             "tokenizer-model": hashlib.sha256(Path(self.tokenizer).read_bytes()).hexdigest(),
             "input": [[source.path, source.size, source.modified] for source in sources],

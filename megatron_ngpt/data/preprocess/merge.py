@@ -40,6 +40,12 @@ class Summary:
     refused: Counter[str] = field(default_factory=Counter)
     """Records left out, by reason."""
 
+    special: Counter[str] = field(default_factory=Counter)
+    """Of each key: documents that spell out a special token."""
+
+    separator_missed: bool = False
+    """Whether a separator was given that came up in no file."""
+
     first_refusals: list[Refusal] = field(default_factory=list)
     """A few of them."""
 
@@ -63,6 +69,7 @@ def origin(job: PreprocessJob, key: str, sources: Sequence[Source]) -> dict[str,
             "format": job.format,
             "separator": job.separator,
             "append_eod": job.append_eod,
+            "special_text": job.special_text,
             "on_error": job.on_error,
         },
         "sources": [{"file": source.path, "bytes": source.size} for source in sources],
@@ -99,8 +106,11 @@ class Merge:
             summary.size += report.size
             summary.tokens += report.tokens
             summary.refused += report.refused
+            summary.special += report.special
         if summary.refused and self._job.on_error == "refuse":
             raise next(self._refusals()).error()
+        records = summary.documents + summary.refused.total()
+        summary.separator_missed = bool(self._job.separator) and records <= len(self._sources)
         if not summary.documents:
             self._parts.remove()
             raise ValueError(f"no document can be used; left out: {dict(summary.refused)}")
@@ -149,6 +159,11 @@ class Merge:
     def _contents(self, key: str, summary: Summary) -> dict[str, Any]:
         return {
             **origin(self._job, key, self._sources),
+            "eod": {
+                "id": load_tokenizer(self._job.tokenizer).eos_id,
+                "appended": self._job.append_eod,
+            },
+            "special_texts": summary.special[key],
             "records": summary.documents + summary.refused.total(),
             "refused": dict(sorted(summary.refused.items())),
         }

@@ -37,6 +37,9 @@ class Report:
     refused: Counter[str] = field(default_factory=Counter)
     """Records left out, by reason."""
 
+    special: Counter[str] = field(default_factory=Counter)
+    """Of each key: documents that spell out a special token."""
+
     records: dict[str, int] = field(default_factory=dict)
     """Records read from each piece, used or not, by path."""
 
@@ -136,7 +139,8 @@ class Parts:
         found = json.loads(path.read_text())
         if found.keys() != {each.name for each in fields(Report)}:
             return None  # of another version of this program: made again
-        return Report(**{**found, "refused": Counter(found["refused"])})
+        counters = {name: Counter(found[name]) for name in ("refused", "special")}
+        return Report(**{**found, **counters})
 
     def draw(self, shards: Sequence[Shard], attempt: str) -> Iterator[Shard]:
         """Shards of a list that all processes share, each of which comes to one of them.

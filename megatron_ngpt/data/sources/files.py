@@ -94,18 +94,21 @@ def find_sources(patterns: Sequence[str], endings: Sequence[str]) -> list[Source
             none means all but hidden ones.
 
     Raises:
-        ValueError: when a pattern matches no file, or two match the same one.
+        ValueError: when a pattern matches no file, or two match the same one, by whatever names.
     """
-    found: dict[str, str] = {}
+    found: dict[tuple[object, ...], tuple[str, str]] = {}
     for pattern in patterns:
         for path in _expand(pattern, endings):
-            if path in found:
+            key = _identity(path)
+            if key in found:
+                before, its = found[key]
+                name = path if path == before else f"{path}, which is {before} by another name,"
                 raise ValueError(
-                    f"--input {pattern!r}: {path} was already given by {found[path]!r} and would "
-                    "be read twice; narrow one of the two"
+                    f"--input {pattern!r}: {name} was already given by {its!r} and would be read "
+                    "twice; narrow one of the two"
                 )
-            found[path] = pattern
-    return [_source(path) for path in found]
+            found[key] = path, pattern
+    return [_source(path) for path, _ in found.values()]
 
 
 def open_bytes(path: str) -> IO[bytes]:
@@ -151,12 +154,41 @@ def _expand(pattern: str, endings: Sequence[str]) -> list[str]:
 
 
 def _below(folder: str, endings: Sequence[str]) -> Iterator[str]:
+    """Files in a folder and those below, through links; a link back to where one is, is none."""
     allowed = tuple(end + more for end in endings for more in ("", *COMPRESSIONS))
-    for here, folders, names in os.walk(folder):
+    above = {folder: {_folder_identity(folder)}}
+    for here, folders, names in os.walk(folder, followlinks=True):
+        way = above.pop(here)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
+        for name in list(folders):
+            path = os.path.join(here, name)
+            identity = _folder_identity(path)
+            if identity in way:
+                folders.remove(name)
+            else:
+                above[path] = way | {identity}
         for name in sorted(names):
             if name.endswith(allowed) if allowed else not name.startswith("."):
                 yield os.path.join(here, name)
+
+
+def _folder_identity(path: str) -> tuple[int, int]:
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def _identity(path: str) -> tuple[object, ...]:
+    """What is the same for all names of a file: links, absolute and relative paths, file://."""
+    if path != STDIN and is_url(path):
+        files, name = filesystem(path)
+        if "file" not in (files.protocol, *files.protocol):
+            return (files.unstrip_protocol(name),)
+        path = name
+    try:
+        status = os.fstat(sys.stdin.fileno()) if path == STDIN else os.stat(path)
+    except (OSError, ValueError):  # said where it is opened
+        return (path,)
+    return status.st_dev, status.st_ino
 
 
 def _source(path: str) -> Source:

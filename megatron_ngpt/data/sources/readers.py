@@ -55,7 +55,9 @@ def read_piece(
             elif format == "parquet":
                 records = read_parquet(file, piece.path, keys)
             else:
-                records = read_text(file, piece.path, keys, separator.encode())
+                records = read_text(
+                    file, piece.path, keys, separator.encode(errors="surrogateescape")
+                )
             for record in records:
                 line = record.line
                 yield record
