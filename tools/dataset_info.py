@@ -11,7 +11,8 @@ import numpy as np
 from megatron_ngpt.data.bulk import load_tokenizer
 from megatron_ngpt.data.indexed import IndexedDataset
 from megatron_ngpt.data.pairs.info import lengths_of
-from megatron_ngpt.data.pairs.manifest import read_manifest, verify
+from megatron_ngpt.data.pairs.manifest import manifest_of, verify
+from megatron_ngpt.data.provenance import Provenance, check_tokenizer
 
 SHOWN_TOKENS = 100
 
@@ -46,9 +47,10 @@ def _show(options: argparse.Namespace) -> None:
     print(lengths.table())
     if options.png:
         lengths.draw(options.png, dataset.prefix)
-    if manifest := read_manifest(dataset.prefix):
-        for name in ("made_by", "tokenizer", "options", "refused", "removed"):
-            if manifest.get(name):
+    if manifest := manifest_of(dataset):
+        told = ("made_by", "tokenizer", "eod", "options", "refused", "removed", "special_texts")
+        for name in (*told, "largest_id"):
+            if manifest.get(name) is not None and manifest[name] != {}:
                 print(f"{name}: {json.dumps(manifest[name])}")
     if options.samples:
         _show_samples(dataset, options)
@@ -60,6 +62,8 @@ def _show_samples(dataset: IndexedDataset, options: argparse.Namespace) -> None:
     if not options.tokenizer_model:
         raise ValueError("--samples needs --tokenizer-model to decode them with")
     tokenizer = load_tokenizer(options.tokenizer_model)
+    made = Provenance.of(dataset) or Provenance()
+    check_tokenizer(made.tokenizer, options.tokenizer_model, "--tokenizer-model")
     count = min(options.samples, dataset.document_count)
     for number in np.linspace(0, dataset.document_count - 1, count).astype(int).tolist():
         ids = dataset.document(number)

@@ -22,8 +22,11 @@ import numpy as np
 
 from megatron_ngpt.config import Config, load_config
 from megatron_ngpt.config.words import tokens_of
+from megatron_ngpt.data.agreement import check_ids
+from megatron_ngpt.data.bulk import load_tokenizer
 from megatron_ngpt.data.indexed import IndexedDataset
-from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
+from megatron_ngpt.data.known import open_corpus
+from megatron_ngpt.data.provenance import ANY, COMPARE_NOT, Provenance, check_tokenizer
 from megatron_ngpt.extras import require
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.launch import (
@@ -69,9 +72,11 @@ def main(launch: Launch, argv: list[str]) -> None:
     from megatron_ngpt.mesh.mesh import Mesh
     from megatron_ngpt.train.by_length import long_documents
 
-    corpus = IndexedDataset(options.data) if options.data else None
+    corpus = open_pair(options.data, config) if options.data else None
     documents = long_documents(corpus, lengths[-1], options.documents) if corpus else []
     tokenizer = options.tokenizer or config.data.tokenizer
+    if options.passkey and tokenizer:
+        check_tokenizer(config.data.tokenizer_sha256, tokenizer, "--tokenizer", COMPARE_NOT)
     prompts = passkeys(options, lengths, tokenizer) if options.passkey else {}
     device = pick_device(config.engine.device, launch.local_rank)
     start(launch, device)
@@ -81,6 +86,27 @@ def main(launch: Launch, argv: list[str]) -> None:
     found = measure(engine, lengths, documents, prompts, options.buckets)
     if launch.rank == 0:
         report(found, options)
+
+
+def open_pair(prefix: str, config: Config) -> IndexedDataset:
+    """The pair to evaluate on, made with the tokenizer of what the run was trained on.
+
+    Raises:
+        FileNotFoundError, ValueError: there is no such pair, or it does not fit.
+    """
+    corpus = open_corpus("--data", prefix, config.data.cache_dir)
+    if not isinstance(corpus, IndexedDataset):
+        raise ValueError(f"--data {prefix} is a flat file, which has no documents: make a pair")
+    made = Provenance.of(corpus) or Provenance()
+    ours = config.data.tokenizer_sha256
+    if made.tokenizer and ours not in ("", ANY, made.tokenizer):
+        raise ValueError(
+            f"--data {prefix} was made with another tokenizer ({made.tokenizer_file}, SHA-256 "
+            f"{made.tokenizer[:12]}) than what the run was trained on ({ours[:12]}): preprocess "
+            "the text with the run's, or give --data.tokenizer_sha256 any"
+        )
+    check_ids(config, corpus, made)
+    return corpus
 
 
 def for_evaluation(config: Config, degrees: Degrees, length: int) -> Config:
@@ -103,7 +129,7 @@ def passkeys(
         raise ValueError("--passkey needs --tokenizer: the run's configuration has none")
     from megatron_ngpt.train.by_length import Passkey
 
-    encode, depths = SentencePieceTokenizer(tokenizer).encode, np.linspace(0, 1, options.depths)
+    encode, depths = load_tokenizer(tokenizer).encode, np.linspace(0, 1, options.depths)
     keys = np.random.default_rng(0).integers(10_000, 100_000, options.trials).tolist()
     return {
         (length, float(depth)): [Passkey.make(encode, length, depth, key) for key in keys]
@@ -196,7 +222,11 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--passkey", action="store_true", help="also look for hidden numbers")
     parser.add_argument("--depths", type=int, default=5, help="places where a number is hidden")
     parser.add_argument("--trials", type=int, default=4, help="numbers per length and depth")
-    parser.add_argument("--tokenizer", default="", help="SentencePiece model, if not the run's own")
+    parser.add_argument(
+        "--tokenizer",
+        default="",
+        help="its tokenizer, if not the run's own",
+    )
     parser.add_argument("--output", type=Path, help="JSON file for all numbers")
     parser.add_argument("--plot", type=Path, help="image file; extra plot")
     return parser

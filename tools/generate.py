@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_ngpt.config import load_config
-from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
+from megatron_ngpt.data.bulk import Tokenizer, load_tokenizer
+from megatron_ngpt.data.provenance import check_tokenizer
 from megatron_ngpt.run.checkpoints import find_checkpoint
 from megatron_ngpt.run.durable import DamagedCheckpoint
 
@@ -23,6 +24,7 @@ def main() -> int:
         checkpoint = find_checkpoint(options.checkpoint)
         config = load_config(checkpoint / "config.yaml")
         tokenizer = open_tokenizer(options.tokenizer or config.data.tokenizer)
+        check_tokenizer(config.data.tokenizer_sha256, tokenizer.path, "--tokenizer")
         # with torch, which --help and a wrong folder do not wait for
         from megatron_ngpt.engine.checkpoint.weights import load_model
         from megatron_ngpt.train.generate import generate
@@ -47,11 +49,11 @@ def main() -> int:
     return 0
 
 
-def open_tokenizer(path: str) -> SentencePieceTokenizer:
+def open_tokenizer(path: str) -> Tokenizer:
     """The tokenizer, asked for where the run's configuration names none."""
     if not path:
         raise ValueError("--tokenizer is needed: the run's configuration has no data.tokenizer")
-    return SentencePieceTokenizer(path)
+    return load_tokenizer(path)
 
 
 def pick_device(wanted: str) -> torch.device:
@@ -70,7 +72,11 @@ def _options() -> argparse.Namespace:
         "--checkpoint", type=Path, required=True, help="checkpoint, or folder of some"
     )
     parser.add_argument("--prompt", nargs="+", required=True, help="texts to continue")
-    parser.add_argument("--tokenizer", default="", help="SentencePiece model, if not the run's own")
+    parser.add_argument(
+        "--tokenizer",
+        default="",
+        help="its tokenizer, if not the run's own",
+    )
     parser.add_argument("--length", type=int, default=100, help="most tokens to add")
     parser.add_argument(
         "--temperature", type=float, default=0.8, help="0 takes the likeliest token"

@@ -13,7 +13,7 @@ from megatron_ngpt.data.corpus import Share, Stage
 from megatron_ngpt.data.flat import FlatDataset
 from megatron_ngpt.data.known import Dataset
 from megatron_ngpt.data.largest import largest_id
-from megatron_ngpt.data.provenance import ANY, Provenance, check_tokenizer
+from megatron_ngpt.data.provenance import ANY, COMPARE_NOT, Provenance, check_tokenizer
 
 _NAMED = 3
 _BLOCK = 1 << 20
@@ -118,13 +118,12 @@ def _same_tokenizer(config: Config, corpora: Sequence[_Corpus]) -> tuple[Config,
             raise ValueError(
                 f"{corpus.name} and {source} are of different tokenizers "
                 f"({corpus.made.tokenizer_file}, SHA-256 {known[:12]}, and {wanted[:12]}): the "
-                "same id means other text in each; preprocess one of them again, or set "
-                "data.tokenizer_sha256 to any where both give the same ids"
+                f"same id means other text in each; preprocess one of them again{COMPARE_NOT}"
             )
         if known and not wanted:
             wanted, source = known, corpus.name
     if data.tokenizer and Path(data.tokenizer).is_file():
-        found = check_tokenizer(wanted, data.tokenizer, "data.tokenizer")
+        found = check_tokenizer(wanted, data.tokenizer, "data.tokenizer", COMPARE_NOT)
         wanted = wanted or found
     elif data.tokenizer:
         notes.append(f"not checked: data.tokenizer = {data.tokenizer} is no file")

@@ -16,6 +16,8 @@ from megatron_ngpt.data.pairs.manifest import manifest_of
 ANY = "any"
 """In place of a tokenizer's hash: do not compare."""
 
+COMPARE_NOT = ", or set data.tokenizer_sha256 to any where both give the same ids"
+
 
 @dataclass(frozen=True)
 class Provenance:
@@ -54,15 +56,16 @@ class Provenance:
             return None
         tokenizer = content.get("tokenizer") or {}
         end = content.get("eod") or {}
-        appended = (content.get("options") or {}).get("append_eod")
+        options = content.get("options") or {}
+        kept = options.get("special_text", "keep") == "keep"
         return cls(
             tokenizer=tokenizer.get("sha256", ""),
             tokenizer_file=tokenizer.get("file", ""),
             vocab_size=tokenizer.get("vocab_size", 0),
             eod=end.get("id"),
-            appended=end.get("appended", appended),
+            appended=end.get("appended", options.get("append_eod")),
             largest_id=content.get("largest_id"),
-            special_texts=content.get("special_texts") or 0,
+            special_texts=(content.get("special_texts") or 0) if kept else 0,
             pieces=frozenset(_pieces(content)),
         )
 
@@ -93,13 +96,14 @@ def _apart(a: frozenset[tuple[str, str]], b: frozenset[tuple[str, str]]) -> bool
     return any(shares == other and name != its for shares, name in a for other, its in b)
 
 
-def check_tokenizer(sha256: str, path: str | Path, setting: str) -> str:
+def check_tokenizer(sha256: str, path: str | Path, setting: str, way_out: str = "") -> str:
     """Hold a tokenizer's file against the one that made a run's corpora.
 
     Args:
         sha256: of that one; "" where it is not known, "any" for no comparison.
         path: the file.
         setting: what named it.
+        way_out: besides naming the right one.
 
     Returns:
         The file's SHA-256.
@@ -111,7 +115,6 @@ def check_tokenizer(sha256: str, path: str | Path, setting: str) -> str:
     if sha256 not in ("", ANY, found):
         raise ValueError(
             f"{setting} = {path} is not the tokenizer that made the corpora: its SHA-256 begins "
-            f"with {found[:12]}, theirs with {sha256[:12]}; name that one, or set "
-            "data.tokenizer_sha256 to any where both give the same ids"
+            f"with {found[:12]}, theirs with {sha256[:12]}; name that one{way_out}"
         )
     return found

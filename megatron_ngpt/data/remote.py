@@ -31,7 +31,7 @@ def filesystem(url: str) -> tuple[Any, str]:
 
 
 def local_copy(url: str, folder: str) -> str:
-    """Copy a pair, or a flat file ending in .bin, to a local disk unless it is there already.
+    """Copy a pair, with its manifest, or a flat file ending in .bin, unless it is there already.
 
     A copy is made anew when the file behind the URL has changed. Processes of one host share it:
     one copies, the others wait.
@@ -53,6 +53,11 @@ def local_copy(url: str, folder: str) -> str:
         fcntl.flock(lock, fcntl.LOCK_EX)
         for end in ("",) if url.endswith(".bin") else (".bin", ".idx"):
             _copy(files, name + end, here / Path(name + end).name)
+        manifest = here / f"{Path(name).name}.manifest.json"
+        if files.exists(f"{name}.manifest.json"):
+            _copy(files, f"{name}.manifest.json", manifest)
+        else:
+            manifest.unlink(missing_ok=True)
     return str(here / Path(name).name)
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from megatron_ngpt.config import Config, load_config
+from megatron_ngpt.data.provenance import check_tokenizer
 from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
 from megatron_ngpt.engine.checkpoint.weights import load_weights
 from megatron_ngpt.extras import require
@@ -49,6 +50,8 @@ def export(
     config = load_config(checkpoint / "config.yaml")
     described = hf_config.published_config(config.model)
     words = _open_tokenizer(tokenizer or config.data.tokenizer)
+    if words is not None:
+        check_tokenizer(config.data.tokenizer_sha256, words.path, "--tokenizer")
     if output.is_dir() and any(output.iterdir()):
         raise FileExistsError(f"{output} is not empty: choose another --output or empty it")
     output.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,7 @@ def deduplicate(prefixes: Sequence[str], output: str) -> IndexedWriter:
     Raises:
         FileNotFoundError, ValueError: see ``open_pairs``.
     """
-    datasets = open_pairs(prefixes, [output])
+    datasets = open_pairs(prefixes, [output], copies=True)
     total = sum(dataset.document_count for dataset in datasets)
     with (
         tempfile.TemporaryDirectory(prefix=f"{Path(output).name}.", dir=Path(output).parent) as tmp,

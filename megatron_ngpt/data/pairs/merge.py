@@ -9,7 +9,7 @@ from tqdm import tqdm
 from megatron_ngpt.data.indexed import IndexedWriter
 from megatron_ngpt.data.pairs.blocks import widest
 from megatron_ngpt.data.pairs.manifest import write_manifest
-from megatron_ngpt.data.pairs.origin import open_pairs, origin_of
+from megatron_ngpt.data.pairs.origin import open_pairs, origin_of, special_texts
 
 
 def merge(prefixes: Sequence[str], output: str) -> IndexedWriter:
@@ -29,5 +29,6 @@ def merge(prefixes: Sequence[str], output: str) -> IndexedWriter:
     ):
         for dataset in datasets:
             writer.add_dataset(dataset, bar.update)
-    write_manifest(writer, {**origin_of("merge_datasets", datasets, {}), "removed": {}})
+    origin = origin_of("merge_datasets", datasets, {})
+    write_manifest(writer, {**origin, "special_texts": special_texts(datasets), "removed": {}})
     return writer

@@ -11,7 +11,7 @@ import numpy as np
 from megatron_ngpt.data.indexed import IndexedDataset, IndexedWriter
 from megatron_ngpt.data.pairs.blocks import blocks, read_block
 from megatron_ngpt.data.pairs.manifest import write_manifest
-from megatron_ngpt.data.pairs.origin import open_pairs, origin_of
+from megatron_ngpt.data.pairs.origin import open_pairs, origin_of, special_texts
 from megatron_ngpt.data.permutation import Permutation
 
 # Each holds four files open, and 1,024 is the usual limit.
@@ -52,7 +52,7 @@ def shuffle(prefix: str, output: str, seed: int, memory_mb: int) -> IndexedWrite
         for number in range(buckets):
             _write_in_order(Path(tmp) / f"{number}", writer)
     origin = origin_of("shuffle_dataset", datasets, {"seed": seed})
-    write_manifest(writer, {**origin, "removed": {}})
+    write_manifest(writer, {**origin, "special_texts": special_texts(datasets), "removed": {}})
     return writer
 
 
