@@ -1,6 +1,7 @@
 import bz2
 import gzip
 import lzma
+import os
 from functools import partial
 from pathlib import Path
 
@@ -107,3 +108,33 @@ def test_urls_go_through_fsspec(tmp_path):
         assert file.read() == CONTENT
     with pytest.raises(ValueError, match="no such file"):
         find(["memory://corpus/none"])
+
+
+def test_one_file_by_two_names_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a.jsonl").touch()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "b.jsonl").symlink_to(tmp_path / "a.jsonl")
+    os.link("a.jsonl", "c.jsonl")
+    names = ["./a.jsonl", str(tmp_path / "a.jsonl"), "folder", "c.jsonl", "folder/../a.jsonl"]
+    for name in names:
+        with pytest.raises(ValueError, match=r"is a\.jsonl by another name, was already given"):
+            find(["a.jsonl", name])
+    pytest.importorskip("fsspec")
+    with pytest.raises(ValueError, match="by another name"):
+        find(["a.jsonl", f"file://{tmp_path}/a.jsonl"])
+
+
+def test_folders_that_are_links_are_read_and_loops_are_not(tmp_path):
+    for name in ("in", "elsewhere/deep"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "in" / "a.jsonl").touch()
+    (tmp_path / "elsewhere" / "deep" / "b.jsonl").touch()
+    (tmp_path / "in" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere" / "deep" / "back").symlink_to(tmp_path / "in")
+    (tmp_path / "in" / "self").symlink_to(tmp_path / "in")
+    found = [source.path.removeprefix(f"{tmp_path}/") for source in find([f"{tmp_path}/in"])]
+    assert found == ["in/a.jsonl", "in/link/deep/b.jsonl"]
+    (tmp_path / "in" / "twice").symlink_to(tmp_path / "elsewhere" / "deep")
+    with pytest.raises(ValueError, match=r"twice/b\.jsonl, which is .*link/deep/b\.jsonl by anoth"):
+        find([f"{tmp_path}/in"])
