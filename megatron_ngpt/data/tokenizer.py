@@ -12,6 +12,10 @@ import numpy as np
 import sentencepiece
 
 
+# As user-defined pieces, which sentencepiece does not count as its end or begin.
+_MARKS = ("</s>", "<s>", "<pad>", "<eos>", "<bos>", "<|endoftext|>", "<|end_of_text|>")
+
+
 class SentencePieceTokenizer:
     """A SentencePiece ``.model`` file in use.
 
@@ -78,9 +82,12 @@ class SentencePieceTokenizer:
     def special_texts(self) -> dict[int, str]:
         """Tokens with a meaning that a text can spell out, by id; control pieces it cannot."""
         model = self.processor
-        marks = {i for i in (model.bos_id(), model.eos_id(), model.pad_id()) if i >= 0}
-        open_to_text = (i for i in marks if not model.is_control(i) and not model.is_unknown(i))
-        return {i: model.id_to_piece(i) for i in open_to_text}
+        ids = {name: model.piece_to_id(name) for name in _MARKS}
+        return {
+            number: name
+            for name, number in ids.items()
+            if not (model.is_control(number) or model.is_unknown(number))
+        }
 
     def take_special_as_text(self) -> None:
         """Not here.

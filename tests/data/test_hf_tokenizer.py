@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,3 +85,59 @@ def test_a_corpus_with_a_long_document(tokenizer, texts, tmp_path, monkeypatch):
     made = IndexedDataset(tmp_path / "out_text_document")
     for number, text in enumerate(["short", *texts]):
         assert made.document(number).tolist() == [*tokenizer.encode(text), tokenizer.eos_id]
+
+
+LONG_TEXT = "twice " * 900 + "<|endoftext|> and more words " * 2
+SPELLED = ["no mark", "a <|endoftext|> in it", "end<|endoftext|>", "<|endoftext", LONG_TEXT]
+MARKED = [1, 2, 4]
+
+
+@pytest.mark.parametrize("length", [4000, 1 << 24])
+@pytest.mark.parametrize("choice", ["keep", "plain", "refuse"])
+def test_texts_that_spell_out_a_special_token(tokenizer, tmp_path, monkeypatch, choice, length):
+    """Also in a text encoded in parts. What is kept is what Megatron-LM's tool makes of it."""
+    for module in (jsonl, long):
+        monkeypatch.setattr(module, "LONG", length)
+    path = tmp_path / "corpus.jsonl"
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in SPELLED))
+    job = PreprocessJob(
+        inputs=[str(path)],
+        output_prefix=str(tmp_path / "out"),
+        tokenizer=str(tokenizer.path),
+        special_text=choice,
+        on_error="skip",
+    )
+    summary = preprocess(job, lambda line: None)
+    made = IndexedDataset(tmp_path / "out_text_document")
+    documents = [made.document(number).tolist() for number in range(made.document_count)]
+    manifest = json.loads((tmp_path / "out_text_document.manifest.json").read_text())
+    assert (manifest["options"]["special_text"], manifest["eod"]["id"]) == (choice, 0)
+    if choice == "refuse":
+        assert documents == [tokenizer.encode(SPELLED[n]) for n in (0, 3)]
+        assert summary.refused == {"special token": 3}
+        assert manifest["special_texts"] == 0
+        with pytest.raises(ValueError, match=r":2: special token \(<\|endoftext\|> is written out"):
+            preprocess(replace(job, on_error="refuse"), lambda line: None)
+        return
+    assert summary.special["text"] == manifest["special_texts"] == len(MARKED)
+    assert manifest["largest_id"] == max(map(max, documents))
+    if choice == "keep":
+        assert documents == [tokenizer.encode(text) for text in SPELLED]
+        assert [n for n, ids in enumerate(documents) if 0 in ids] == MARKED
+    else:
+        assert not any(0 in ids for ids in documents)
+        assert [tokenizer.decode(ids) for ids in documents] == SPELLED
+
+
+def test_a_sentencepiece_model_whose_end_mark_is_text(make_tokenizer, tmp_path):
+    """Control pieces no text can spell out, user-defined ones it can."""
+    path = tmp_path / "corpus.jsonl"
+    path.write_text('{"text": "a </s> b"}\n')
+    for options, count in (({}, 0), ({"user_defined_symbols": ["</s>"]}, 1)):
+        model = make_tokenizer(**options)
+        job = PreprocessJob(
+            inputs=[str(path)], output_prefix=str(tmp_path / f"{count}"), tokenizer=str(model.path)
+        )
+        assert preprocess(job, lambda line: None).special["text"] == count
+    with pytest.raises(ValueError, match=r"--special-text plain: .*</s> as user-defined"):
+        preprocess(replace(job, special_text="plain"), lambda line: None)

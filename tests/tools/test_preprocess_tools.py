@@ -179,3 +179,22 @@ def test_a_terminal_shows_a_bar(model, corpus, tmp_path):
             pass
     os.close(ours)
     assert re.search(r"100%\|.*B/s, .*tokens/s", shown.decode())
+
+
+@pytest.mark.parametrize(
+    ("separator", "between"), [("é\\n\u2014", "é\n\u2014"), ("\\U0001f600\\\\n", "\U0001f600\\n")]
+)
+def test_a_separator_of_any_characters(model, tmp_path, separator, between):
+    """Escapes are replaced, everything else is what it is; one that never comes up is told."""
+    (tmp_path / "t.txt").write_text(between.join(["one", "two", "three"]), encoding="utf-8")
+    options = ("--input", tmp_path / "t.txt", "--format", "text", "--tokenizer-model", model)
+    done = run(
+        "preprocess_data", *options, "--output-prefix", tmp_path / "o", "--separator", separator
+    )
+    assert "3 documents" in done.stdout, done
+    assert "comes up in no file" not in done.stdout
+    done = run(
+        "preprocess_data", *options, "--output-prefix", tmp_path / "o", "--separator", "é\u2014"
+    )
+    assert "1 documents" in done.stdout, done
+    assert "--separator comes up in no file: each became one document" in done.stdout
