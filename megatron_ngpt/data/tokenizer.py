@@ -11,7 +11,6 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-
 # As user-defined pieces, which sentencepiece does not count as its end or begin.
 _MARKS = ("</s>", "<s>", "<pad>", "<eos>", "<bos>", "<|endoftext|>", "<|end_of_text|>")
 
