@@ -6,7 +6,8 @@ import pytest
 
 from megatron_ngpt.config import DataConfig
 from megatron_ngpt.data.corpus import open_corpora
-from megatron_ngpt.data.indexed import IndexedWriter
+from megatron_ngpt.data.indexed import IndexedDataset, IndexedWriter
+from megatron_ngpt.data.pairs.manifest import manifest_of, read_manifest
 from megatron_ngpt.data.remote import local_copy
 
 
@@ -78,3 +79,15 @@ def test_many_processes_get_one_copy(put, tmp_path):
 def test_what_is_not_there_names_the_setting(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data\.train = memory://bucket/none"):
         open_corpora(config("memory://bucket/none", tmp_path))
+
+
+def test_a_manifest_comes_along_and_goes_again(put, tmp_path):
+    url, memory = put("a", [1, 2, 3]), fsspec.filesystem("memory")
+    memory.pipe("/bucket/a.manifest.json", b'{"tokens": 3}')
+    copy = local_copy(url, str(tmp_path / "cache"))
+    assert read_manifest(copy) == {"tokens": 3}
+    memory.pipe("/bucket/a.manifest.json", b'{"tokens": 4}')
+    with pytest.raises(ValueError, match="another pair"):
+        manifest_of(IndexedDataset(local_copy(url, str(tmp_path / "cache"))))
+    memory.rm("/bucket/a.manifest.json")
+    assert read_manifest(local_copy(url, str(tmp_path / "cache"))) is None

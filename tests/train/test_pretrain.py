@@ -1,10 +1,12 @@
 """pretrain_ngpt.py as a user runs it."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 
-from megatron_ngpt.config import load_config, parse_config
+from megatron_ngpt.config import IGNORED, load_config, parse_config
 from megatron_ngpt.data.corpus import open_corpora
 from megatron_ngpt.data.indexed import IndexedWriter
 from megatron_ngpt.data.loader import train_loader
@@ -182,7 +184,7 @@ def test_from_a_gpu_to_a_cpu_and_back(toy_corpus, tmp_path, stage):
 
 
 def test_with_documents_apart_the_targets_that_count_are_told(toy_corpus, tmp_path):
-    """All tokens but those that end a document, whose followers belong to the next."""
+    """All tokens but those that end a document, by the .idx or by data.eod."""
     sections = {"data": {"document_mask": True, "eod": 3}, "train": {"steps": 2}}
     arguments = words(toy_corpus, tmp_path, **sections)
     run(2, train_on_quietly, arguments)
@@ -190,6 +192,32 @@ def test_with_documents_apart_the_targets_that_count_are_told(toy_corpus, tmp_pa
     stages, _ = open_corpora(config.data)
     with train_loader(config, stages, dp=1, dp_rank=0, consumed=0) as batches:
         for _ in range(2):
-            counted.append(int((next(batches)[0].tokens != 3).sum()))
+            batch, _ = next(batches)
+            counted.append(int(((batch.tokens != 3) & (batch.targets != IGNORED)).sum()))
     assert [record["targets"] for record in metrics(tmp_path)] == counted
     assert all(0 < count < 12 * 16 for count in counted)
+
+
+@pytest.mark.parametrize(
+    "degrees", [{"pp": 2}, pytest.param({"pp": 2, "cp": 2}, marks=pytest.mark.slow)], ids=str
+)
+def test_documents_of_the_index_train_as_documents_of_marks(tmp_path, degrees):
+    """The same tokens: 60 documents without a known mark, and one document that holds the marks."""
+    random, told = np.random.default_rng(0), {}
+    documents = [[*random.integers(1, 61, random.integers(1, 25)), 0] for _ in range(60)]
+    for name, parts in {"index": documents, "marks": [np.concatenate(documents)]}.items():
+        with IndexedWriter(tmp_path / name, "uint16") as writer:
+            for part in parts:
+                writer.add_document(part)
+        data = {"document_mask": True, "valid_fraction": 0} | (
+            {"eod": 0} if name == "marks" else {}
+        )
+        sections = {"data": data, "train": {"steps": 3}, "parallel": degrees}
+        arguments = words(str(tmp_path / name), tmp_path / f"{name}_run", **sections)
+        run(math.prod(degrees.values()), train_on_quietly, arguments)
+        records = metrics(tmp_path / f"{name}_run")
+        told[name] = [
+            [record[key] for key in ("loss", "grad_norm", "targets")] for record in records
+        ]
+    assert told["index"] == told["marks"]
+    assert told["index"][0][2] < 12 * 16
