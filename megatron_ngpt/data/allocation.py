@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from collections.abc import Sequence
 from fractions import Fraction
-from math import lcm
+from math import gcd, lcm
 
 import numpy as np
 
@@ -64,21 +64,27 @@ class Allocation:
 
 
 def _quotas(weights: Sequence[float]) -> list[int]:
-    exact = [Fraction(repr(float(weight))) for weight in weights]
-    shares = [weight / sum(exact) for weight in exact]
-    period = lcm(*(share.denominator for share in shares))
-    if period <= max(PERIOD, len(shares)):
-        return [int(share * period) for share in shares]
-    quotas = [int(share * PERIOD) for share in shares]
-    remainders = [quota - share * PERIOD for quota, share in zip(quotas, shares, strict=True)]
+    whole = _whole(weights)
+    total, common = sum(whole), gcd(*whole)
+    if total // common <= max(PERIOD, len(whole)):
+        return [weight // common for weight in whole]
+    quotas = [weight * PERIOD // total for weight in whole]
+    remainders = [-(weight * PERIOD % total) / total for weight in whole]
     for corpus in np.argsort(np.array(remainders, float), kind="stable")[: PERIOD - sum(quotas)]:
         quotas[corpus] += 1
     if 0 in quotas:
         raise ValueError(
             f"weight {weights[quotas.index(0)]} is less than {1 / PERIOD:g} of the blend's sum "
-            f"{float(sum(exact)):g}: raise it or leave the corpus out"
+            f"{sum(weights):g}: raise it or leave the corpus out"
         )
     return quotas
+
+
+def _whole(weights: Sequence[float]) -> list[int]:
+    """Whole numbers in the proportion of the weights, exactly."""
+    exact = [Fraction(repr(float(weight))) for weight in weights]
+    unit = lcm(*(weight.denominator for weight in exact))
+    return [weight.numerator * (unit // weight.denominator) for weight in exact]
 
 
 def _earliest_deadline_first(quotas: np.ndarray) -> np.ndarray:
