@@ -19,13 +19,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from typing import Any
 
-from megatron_ngpt.config import Config
+from megatron_ngpt.config import Config, ModelConfig
 from megatron_ngpt.config.deepspeed import BUCKET, deepspeed_config, uses_low_precision_copy
 from megatron_ngpt.mesh.degrees import Degrees
+from megatron_ngpt.model.part import Part
 from megatron_ngpt.model.spec import ParameterSpec, parameter_count, parameter_table
 from megatron_ngpt.parallel.shard import local_shard
 from megatron_ngpt.parallel.stages import stage_map
@@ -36,8 +37,17 @@ _ALIGNMENT = 2  # elements to whose multiple DeepSpeed pads each rank's part of 
 
 def rank_parameters(config: Config, degrees: Degrees, pp_index: int) -> list[ParameterSpec]:
     """The parameters whose pieces a rank holds, in the model's order."""
+    return list(_parameters(config.model, _parts(config, pp_index)))
+
+
+def _parts(config: Config, pp_index: int) -> tuple[Part, ...]:
     stages = stage_map(config)
-    parts = [stages.parts[number] for number in stages.of_rank(pp_index)]
+    return tuple(stages.parts[number] for number in stages.of_rank(pp_index))
+
+
+# of values, by values: a proposal of topologies asks for the same ones hundreds of times
+@lru_cache(maxsize=128)
+def _parameters(model: ModelConfig, parts: tuple[Part, ...]) -> tuple[ParameterSpec, ...]:
     layers = {layer for part in parts for layer in part.layers}
 
     def held(name: str) -> bool:
@@ -47,7 +57,19 @@ def rank_parameters(config: Config, degrees: Degrees, pp_index: int) -> list[Par
             return any(part.first for part in parts)
         return any(part.last for part in parts)
 
-    return [spec for name, spec in parameter_table(config.model).items() if held(name)]
+    return tuple(spec for name, spec in parameter_table(model).items() if held(name))
+
+
+@lru_cache(maxsize=512)
+def _sizes(
+    model: ModelConfig, parts: tuple[Part, ...], tp: int
+) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Elements of each scaling vector and of each matrix, tp's share."""
+    sizes: dict[bool, list[int]] = {True: [], False: []}
+    for spec in _parameters(model, parts):
+        shape = local_shard(spec, Degrees(pp=1, dp=1, cp=1, tp=tp), 0).shape
+        sizes[spec.group == "vector"].append(math.prod(shape))
+    return tuple(sizes[True]), tuple(sizes[False])
 
 
 @dataclass(frozen=True)
@@ -75,14 +97,11 @@ class RankState:
     @classmethod
     def of(cls, config: Config, degrees: Degrees, pp_index: int) -> RankState:
         """State of the ranks of one pipeline index; the others' differ in no byte."""
-        sizes: dict[bool, list[int]] = {True: [], False: []}
-        for spec in rank_parameters(config, degrees, pp_index):
-            shape = local_shard(spec, degrees, 0).shape
-            sizes[spec.group == "vector"].append(math.prod(shape))
+        vectors, matrices = _sizes(config.model, _parts(config, pp_index), degrees.tp)
         deepspeed = deepspeed_config(config, degrees.dp, parameter_count(config.model))
         return cls(
-            vectors=tuple(sizes[True]),
-            matrices=tuple(sizes[False]),
+            vectors=vectors,
+            matrices=matrices,
             dp=degrees.replicas,
             stage=config.optim.zero_stage,
             copies=uses_low_precision_copy(config),

@@ -83,6 +83,7 @@ def _rows(model: ModelConfig) -> tuple[ParameterSpec, ...]:
     return tuple(rows)
 
 
+@lru_cache(maxsize=4)
 def parameter_count(model: ModelConfig) -> int:
     """Elements of all parameters of a model."""
     return sum(math.prod(spec.shape) for spec in _rows(model))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 from megatron_ngpt.config import Config
 from megatron_ngpt.model.part import Part
@@ -77,6 +78,11 @@ def balanced(layers: int, stages: int, head: float) -> list[int]:
         head: cost of the last stage beside its layers, in layers. Embedding is a look-up and costs
             nothing here.
     """
+    return list(_balanced(layers, stages, head))
+
+
+@lru_cache(maxsize=256)  # numbers of numbers: an estimate asks thousands of times
+def _balanced(layers: int, stages: int, head: float) -> tuple[int, ...]:
     sizes, extra = [0] * stages, [0.0] * (stages - 1) + [head]
     for _ in range(layers):
         # an empty stage comes first: only the last may do without layers
@@ -84,4 +90,4 @@ def balanced(layers: int, stages: int, head: float) -> list[int]:
             range(stages), key=lambda n: (sizes[n] > 0 or n == stages - 1, sizes[n] + extra[n])
         )
         sizes[stage] += 1
-    return sizes
+    return tuple(sizes)
