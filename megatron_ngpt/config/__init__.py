@@ -13,7 +13,7 @@ from megatron_ngpt.config.data import (
 )
 from megatron_ngpt.config.duration import seconds_of
 from megatron_ngpt.config.model import ModelConfig, ScaleConfig, completed
-from megatron_ngpt.config.phases import Phase, phases, step_at, token_at, unreached
+from megatron_ngpt.config.phases import Phase, last_trained, phases, step_at, token_at, unreached
 from megatron_ngpt.config.run import (
     CheckpointConfig,
     EngineConfig,
@@ -49,6 +49,7 @@ __all__ = [
     "completed",
     "corpora_of",
     "fit_micro_batch",
+    "last_trained",
     "load_config",
     "parse_config",
     "phases",

@@ -81,6 +81,31 @@ _OWNED = {
     "zero_optimization.round_robin_gradients": "nothing: the projection needs it off",
 }
 
+_SHARDS = "the engine reads and projects ZeRO's own fp32 shards, which it would move elsewhere"
+_UNABLE = {
+    **{f"zero_optimization.offload_{what}": _SHARDS for what in ("optimizer", "param")},
+    **{
+        f"zero_optimization.cpu_offload{what}": _SHARDS
+        for what in ("", "_params", "_use_pin_memory")
+    },
+    **{
+        f"zero_optimization.mics_{what}": _SHARDS
+        for what in ("shard_size", "hierarchical_params_gather")
+    },
+    "zero_optimization.zero_hpz_partition_size": _SHARDS,
+    "zero_optimization.zenflow": "it steps parts of the optimizer at other times",
+    "zero_force_ds_cpu_optimizer": "the optimizer is the engine's own",
+    "amp": "precision is train.dtype",
+    "torch_autocast": "precision is train.dtype",
+    "tensor_parallel": "the engine has its own: parallel.tp",
+    "pipeline": "the engine has its own: parallel.pp",
+    "sequence_parallel_size": "the engine has its own: parallel.cp",
+    "compression_training": "it changes the model's layers",
+    "quantize_training": "it changes the model's layers",
+    "hybrid_engine": "it changes the model's layers",
+}
+"""What DeepSpeed offers and this engine cannot do, and why."""
+
 
 def _read(path: str) -> dict[str, Any]:
     try:
@@ -101,6 +126,11 @@ def _merge(into: dict[str, Any], over: dict[str, Any], path: str, at: str = "") 
             raise ValueError(
                 f"engine.deepspeed_overrides = {path} sets {name}, which belongs to "
                 f"{_OWNED[name]}: remove it there and set that instead"
+            )
+        if name in _UNABLE:
+            raise ValueError(
+                f"engine.deepspeed_overrides = {path} sets {name}, which this engine cannot do: "
+                f"{_UNABLE[name]}: remove it there"
             )
         if not isinstance(into.get(key), dict):
             into[key] = value

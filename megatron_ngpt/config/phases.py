@@ -72,6 +72,18 @@ def phases(config: Config, step: int = 0, token: int = 0) -> tuple[Phase, ...]:
     return (*found, Phase(config, step, token, max(step, config.train.steps), setting))
 
 
+def last_trained(config: Config, tokens: int) -> Config:
+    """The configuration of the last of the steps that have read so many tokens of a run."""
+    found = config
+    for stage in config.data.stages:
+        if stage.seq_len or stage.global_batch:
+            config = _with(config, stage)
+            if stage.tokens > tokens - config.train.global_batch * config.data.seq_len:
+                break
+            found = config
+    return found
+
+
 def step_at(plan: Sequence[Phase], token: int) -> int:
     """Steps that are done before the one that reads a token."""
     phase = next((phase for phase in plan if token < phase.last_token), plan[-1])

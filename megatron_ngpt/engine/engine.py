@@ -14,6 +14,7 @@ from megatron_ngpt.config.deepspeed import deepspeed_config
 from megatron_ngpt.engine import zero
 from megatron_ngpt.engine.masters import Masters
 from megatron_ngpt.engine.optimizer import build_optimizer, set_learning_rate
+from megatron_ngpt.engine.overrides import overridden
 from megatron_ngpt.engine.schedule import angle_cap
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.model.spec import parameter_count, parameter_table
@@ -63,19 +64,20 @@ class Engine:
         mine = [stages.parts[number] for number in stages.of_rank(mesh.index("pp"))]
         settings = deepspeed_config(config, mesh.degrees.dp, parameter_count(config.model))
         deepspeed = zero.prepare(mesh.device)
-        with zero.construction(deepspeed, settings, mesh):
-            attend = pick_attention(config.engine.attention, mesh.device, dtype)
-            model = build_parts(config, mesh, mine, dtype, attend)
-        self.deepspeed = zero.start(
-            deepspeed,
-            model,
-            self.table,
-            self.shards,
-            settings,
-            lambda: build_optimizer(table_parameters(model), self.table, config),
-            dtype,
-            mesh,
-        )
+        attend = pick_attention(config.engine.attention, mesh.device, dtype)
+        with overridden(deepspeed, settings, config.engine.deepspeed_overrides):
+            with zero.construction(deepspeed, settings, mesh):
+                model = build_parts(config, mesh, mine, dtype, attend)
+            self.deepspeed = zero.start(
+                deepspeed,
+                model,
+                self.table,
+                self.shards,
+                settings,
+                lambda: build_optimizer(table_parameters(model), self.table, config),
+                dtype,
+                mesh,
+            )
         self.optimizer = zero.inner_optimizer(self.deepspeed)
         self.masters = Masters(
             self.deepspeed, mesh, self.table, self.shards, config.optim.angle_cap

@@ -173,6 +173,19 @@ class NGPTPreTrainedModel(PreTrainedModel):
                 weight.copy_(unit(weight))
 
 
+def positions(h: Tensor, attention_mask: Any, seen: int | Tensor) -> Tensor:
+    """Positions [1 or B, T] of hidden states [B, T, D] that follow ``seen`` cached tokens.
+
+    A row counts from its first token that the mask [B, seen + T] does not leave out: sqk scales
+    queries and keys after their rotation, so that logits depend on where a text begins.
+    """
+    if isinstance(attention_mask, Tensor) and attention_mask.dim() == 2:
+        counted = (attention_mask.long().cumsum(-1) - 1).clamp_min(0)
+        if attention_mask.shape[1] >= seen + h.shape[1]:
+            return counted[:, attention_mask.shape[1] - h.shape[1] :]
+    return (torch.arange(h.shape[1], device=h.device) + seen).unsqueeze(0)
+
+
 class NGPTModel(NGPTPreTrainedModel):
     """Token ids to final hidden states, unit vectors; a GPT has a final norm instead."""
 
@@ -214,7 +227,7 @@ class NGPTModel(NGPTPreTrainedModel):
             past_key_values = DynamicCache(config=self.config)
         if position_ids is None:
             seen = 0 if past_key_values is None else past_key_values.get_seq_length()
-            position_ids = (torch.arange(h.shape[1], device=h.device) + seen).unsqueeze(0)
+            position_ids = positions(h, attention_mask, seen)
         mask = create_causal_mask(
             config=self.config,
             inputs_embeds=h,

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_ngpt.config import Config, load_config
+from megatron_ngpt.config import Config, last_trained, load_config
 from megatron_ngpt.data.provenance import check_tokenizer
 from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
 from megatron_ngpt.engine.checkpoint.weights import load_weights
@@ -22,6 +22,7 @@ from megatron_ngpt.extras import require
 from megatron_ngpt.interop import hf, hf_config
 from megatron_ngpt.interop.card import model_card
 from megatron_ngpt.model.spec import ParameterSpec, parameter_table
+from megatron_ngpt.run.checkpoints import read_progress
 
 CODE = (
     "configuration_ngpt.py", "modeling_ngpt.py",
@@ -48,6 +49,7 @@ def export(
         ModuleNotFoundError: transformers is not installed.
     """
     config = load_config(checkpoint / "config.yaml")
+    config = last_trained(config, read_progress(checkpoint).tokens)
     described = hf_config.published_config(config.model)
     words = _open_tokenizer(tokenizer or config.data.tokenizer)
     if words is not None:

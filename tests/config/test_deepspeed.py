@@ -104,3 +104,22 @@ def test_bad_overrides_file_is_named(tmp_path, text, says):
         path.write_text(text)
     with pytest.raises(ValueError, match=rf"(?s)engine\.deepspeed_overrides = .*{says}"):
         made(overrides=path)
+
+
+@pytest.mark.parametrize(
+    "mine",
+    [
+        {"zero_optimization": {"offload_optimizer": {"device": "cpu"}}},
+        {"zero_optimization": {"offload_param": {"device": "nvme"}}},
+        {"zero_optimization": {"zero_hpz_partition_size": 2}},
+        {"torch_autocast": {"enabled": True}},
+    ],
+)
+def test_what_the_engine_cannot_do_is_told_in_one_line(tmp_path, mine):
+    path = tmp_path / "overrides.json"
+    path.write_text(json.dumps(mine))
+    with pytest.raises(
+        ValueError, match=r"sets .*, which this engine cannot do: .*: remove it"
+    ) as e:
+        made(overrides=path)
+    assert "\n" not in str(e.value)
