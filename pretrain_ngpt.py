@@ -49,6 +49,10 @@ from megatron_ngpt.run.attempts import REFUSED, TROUBLE, AttemptRecord
 from megatron_ngpt.run.checkpoints import newest_here
 from megatron_ngpt.run.failed import RunFailed
 from megatron_ngpt.run.metrics import check_outputs
+
+
+from megatron_ngpt.train.checks import ReplicasDiffer
+from megatron_ngpt.train.loop import train
 from megatron_ngpt.train.stop import Stop
 from megatron_ngpt.train.watch import Watch
 from megatron_ngpt.train.watchdog import Watchdog
@@ -115,8 +119,13 @@ def _train(
     from megatron_ngpt.engine.checkpoint.checkpointer import newest_progress
     from megatron_ngpt.engine.engine import Engine
     from megatron_ngpt.mesh.mesh import Mesh
+    from megatron_ngpt.train.agree import agree, check_shared
     from megatron_ngpt.train.loop import train
 
+    agree(config, stages, valid)
+    check_shared(
+        {"logging.dir": Path(config.logging.dir), "checkpoint.dir": Path(config.checkpoint_dir)}
+    )
     mesh = Mesh.build(degrees, device)
     done = newest_progress(Path(config.checkpoint_dir), device)
     check_plan(config, done.step, done.tokens)
