@@ -49,10 +49,6 @@ from megatron_ngpt.run.attempts import REFUSED, TROUBLE, AttemptRecord
 from megatron_ngpt.run.checkpoints import newest_here
 from megatron_ngpt.run.failed import RunFailed
 from megatron_ngpt.run.metrics import check_outputs
-
-
-from megatron_ngpt.train.checks import ReplicasDiffer
-from megatron_ngpt.train.loop import train
 from megatron_ngpt.train.stop import Stop
 from megatron_ngpt.train.watch import Watch
 from megatron_ngpt.train.watchdog import Watchdog
