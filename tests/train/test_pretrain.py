@@ -5,11 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 
 from megatron_ngpt.config import IGNORED, load_config, parse_config
 from megatron_ngpt.data.corpus import open_corpora
 from megatron_ngpt.data.indexed import IndexedWriter
 from megatron_ngpt.data.loader import train_loader
+from megatron_ngpt.mesh.degrees import Degrees
+from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.run.checkpoints import checkpoints
 from tests.distributed import run
 from tests.jobs import Finished, forked, metrics, pretrain, train_on, words
@@ -57,6 +60,11 @@ def test_the_main_job_with_a_stop_and_a_resume(toy_corpus, tmp_path):
 
 def train_on_quietly(mesh, arguments) -> None:
     train_on(mesh, arguments)  # an engine cannot be sent back
+
+
+def train_as_asked(mesh, arguments) -> None:
+    degrees = Degrees.of(parse_config(arguments).parallel, dist.get_world_size())
+    train_on(Mesh.build(degrees, mesh.device), arguments)
 
 
 def test_plain_python(toy_corpus, tmp_path):
@@ -199,7 +207,7 @@ def test_with_documents_apart_the_targets_that_count_are_told(toy_corpus, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "degrees", [{"pp": 2}, pytest.param({"pp": 2, "cp": 2}, marks=pytest.mark.slow)], ids=str
+    "degrees", [{"pp": 2}, pytest.param({"pp": 2, "cp": 2, "ulysses": 1}, marks=pytest.mark.slow)], ids=str
 )
 def test_documents_of_the_index_train_as_documents_of_marks(tmp_path, degrees):
     """The same tokens: 60 documents without a known mark, and one document that holds the marks."""
@@ -214,7 +222,7 @@ def test_documents_of_the_index_train_as_documents_of_marks(tmp_path, degrees):
         )
         sections = {"data": data, "train": {"steps": 3}, "parallel": degrees}
         arguments = words(str(tmp_path / name), tmp_path / f"{name}_run", **sections)
-        run(math.prod(degrees.values()), train_on_quietly, arguments)
+        run(math.prod(degrees.values()), train_as_asked, arguments)
         records = metrics(tmp_path / f"{name}_run")
         told[name] = [
             [record[key] for key in ("loss", "grad_norm", "targets")] for record in records
