@@ -207,7 +207,9 @@ def test_with_documents_apart_the_targets_that_count_are_told(toy_corpus, tmp_pa
 
 
 @pytest.mark.parametrize(
-    "degrees", [{"pp": 2}, pytest.param({"pp": 2, "cp": 2, "ulysses": 1}, marks=pytest.mark.slow)], ids=str
+    "degrees",
+    [{"pp": 2}, pytest.param({"pp": 2, "cp": 2, "ulysses": 1}, marks=pytest.mark.slow)],
+    ids=str,
 )
 def test_documents_of_the_index_train_as_documents_of_marks(tmp_path, degrees):
     """The same tokens: 60 documents without a known mark, and one document that holds the marks."""
