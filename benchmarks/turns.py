@@ -11,12 +11,13 @@ from typing import Any, NamedTuple
 
 import torch
 
-from benchmarks import limit
 from benchmarks.apart import HERE, Apart
 from benchmarks.contestants import PEERS, Conditions, Contestant, build, why_not
 from benchmarks.measure import Laps, interleave, ratio, spread, with_peak_memory
 from benchmarks.report import facts
 from benchmarks.shape import dense_peak, flops_per_token
+from megatron_ngpt.engine.engine import DTYPES
+from megatron_ngpt.profiling import limit
 
 BEFORE = "-before"
 
@@ -49,9 +50,9 @@ class Entered(NamedTuple):
 def measure(at: Conditions, field: Field, steps: int) -> dict[str, Any]:
     """Results of every contestant that can run here."""
     model = at.shape.config("ngpt", at.dtype, at.zero_stage).model
-    device = at.mesh.device
-    products = limit.Products(model, at.shape.tokens, at.dtype, device)
-    attention = limit.Attention(at.shape, model, at.dtype, device)
+    device, dtype = at.mesh.device, DTYPES[at.dtype]
+    products = limit.Products(model, at.shape.tokens, dtype, device)
+    attention = limit.Attention(model, at.shape.micro_batch, at.shape.seq_len, dtype, device)
     bare: dict[str, Callable[[], object]] = {"products": products, "attention": attention}
     left_out: dict[str, str] = {}
     with _entered(at, field, left_out) as entered:

@@ -2,8 +2,7 @@
 
 The products are those of the parameter table, each in its three forms (output, gradient of the
 input, gradient of the weight) on buffers made before; attention is our kernel, forward and
-backward. As contestants they take turns with the steps, so a share of the limit is a quotient of
-one round.
+backward. Run in turns with steps, they say how much of a step's time is its limit.
 """
 
 from __future__ import annotations
@@ -12,19 +11,20 @@ import math
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
-from benchmarks.shape import Shape
 from megatron_ngpt.config import ModelConfig
-from megatron_ngpt.engine.engine import DTYPES
 from megatron_ngpt.model.spec import parameter_table
 from megatron_ngpt.ops.attention import pick_attention
 
 
 class Products:
-    """All matrix products of one step; a call does them once."""
+    """All matrix products of one step on one device; a call does them once."""
 
-    def __init__(self, model: ModelConfig, tokens: int, dtype: str, device: torch.device) -> None:
-        self.device, self.dtype = device, DTYPES[dtype]
+    def __init__(
+        self, model: ModelConfig, tokens: int, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.device, self.dtype = device, dtype
         groups = ("matrix", "head", *(["embedding"] if model.tied_embedding else []))
         rows = [spec.shape for spec in parameter_table(model).values() if spec.group in groups]
         self.operations = sum(6 * tokens * math.prod(shape) for shape in rows)
@@ -49,25 +49,36 @@ class Products:
 
 
 class Attention:
-    """Attention of every layer, forward and backward; a call does it once."""
+    """Attention of every layer, forward and backward; a call does it once.
 
-    def __init__(self, shape: Shape, model: ModelConfig, dtype: str, device: torch.device) -> None:
-        self.attend = pick_attention("auto", device, DTYPES[dtype])
+    Args:
+        model: whose heads it has.
+        batch: sequences.
+        seq_len: tokens of each.
+        dtype: of queries, keys and values.
+        device: where.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        batch: int,
+        seq_len: int,
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> None:
+        self.attend = pick_attention("auto", device, dtype)
         self.layers, self.scale = model.layers, math.sqrt(model.head_dim)
-        widths = (model.query_width, model.key_width, model.value_width)
-        self.qkv = [
-            torch.nn.functional.normalize(
-                torch.randn(shape.micro_batch, shape.seq_len, w // model.head_dim, model.head_dim),
-                dim=-1,
-            )
-            .to(device, DTYPES[dtype])
+        heads = (model.heads * model.maps, model.kv_heads * model.maps)
+        self.q, self.k, self.v = (
+            F.normalize(torch.randn(batch, seq_len, n, model.head_dim), dim=-1)
+            .to(device, dtype)
             .requires_grad_()
-            for w in widths
-        ]
+            for n in (heads[0], heads[1], heads[1])
+        )
 
     def __call__(self) -> None:
         """One layer after the other."""
         for _ in range(self.layers):
-            q, k, v = self.qkv
-            out = self.attend(q, k, v, self.scale)
-            torch.autograd.grad(out, self.qkv, torch.ones_like(out))
+            out = self.attend(self.q, self.k, self.v, self.scale)
+            torch.autograd.grad(out, (self.q, self.k, self.v), torch.ones_like(out))

@@ -1,0 +1,101 @@
+"""Where the time of a training step goes, and how near it is to what this machine can do.
+
+    python tools/profile_step.py --config F.yaml [--trace T.json] [--section.field VALUE ...]
+
+Trains with the real engine on the configuration's data, or on random ids without data.train, saves
+nothing, and prints the share of each room: matrix products, attention, every operation of nGPT
+forward and backward, loss, optimizer, projection, engine, data. Beside them stand the rates that
+were achieved and those that the same products, the same attention and a copy out of cache achieve
+bare in the same minute. The share of the limit is (products + attention, bare) / step.
+The trace opens in https://ui.perfetto.dev. Exit code 2 for settings that cannot run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from megatron_ngpt.config import Config, fit_micro_batch, parse_config
+from megatron_ngpt.data.documents import with_eod
+from megatron_ngpt.mesh.degrees import Degrees
+from megatron_ngpt.mesh.launch import Launch, finish, pick_device, start
+from megatron_ngpt.mesh.mesh import Mesh
+from megatron_ngpt.profiling.measured import COPIED, Measured, measure
+from megatron_ngpt.profiling.rooms import ATTENTION, PRODUCTS
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Profile and print; 2 when something asked for cannot be had."""
+    options, rest = _options(argv)
+    try:
+        config = with_eod(parse_config(rest))
+        degrees = Degrees.of(config.parallel, 1)
+        config = fit_micro_batch(config, degrees.dp)
+        device = pick_device(config.engine.device, 0)
+        start(Launch(), device)
+        found = measure(config, Mesh.build(degrees, device), options.steps, options.trace)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as err:
+        print(f"profile_step.py: {err}", file=sys.stderr)
+        return 2
+    print(json.dumps(asdict(found)) if options.json else report(found, config), flush=True)
+    if options.trace:
+        print(f"trace: {options.trace}", file=sys.stderr)
+    return 0
+
+
+def _options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--steps", type=int, default=5, help="measured and profiled, each")
+    parser.add_argument("--trace", type=Path, help="file for the trace of the profiled steps")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    options, rest = parser.parse_known_args(argv)
+    if options.steps < 1:
+        parser.error("--steps must be positive")
+    return options, rest
+
+
+def report(found: Measured, config: Config) -> str:
+    """The table and the rates under it."""
+    lines = ["| room | ms a step | share | achieved |", "| --- | --- | --- | --- |"]
+    for room, share in found.rooms.items():
+        seconds = share * found.step
+        lines.append(
+            f"| {room} | {seconds * 1e3:.2f} | {share:.1%} | {_rate(found, room, seconds)} |"
+        )
+    flops = found.rate(found.flops, found.products) / 1e9
+    copies = found.rate(2 * COPIED, found.copy) / 1e9  # read and written
+    return "\n".join(
+        [
+            *lines,
+            "",
+            f"step of {config.model.architecture}: {found.step * 1e3:.1f} ms of {found.threads} "
+            f"thread(s), {found.clock * 1e3:.1f} by the clock; all times without the profiler, "
+            "shares from it",
+            f"bare: products {found.products * 1e3:.1f} ms ({flops:.1f} GFLOP/s), attention "
+            f"{found.attention * 1e3:.1f} ms, copies {copies:.1f} GB/s",
+            f"the step takes {found.step / found.products:.2f} times its products; "
+            f"share of the limit: {found.limit_share:.1%}",
+        ]
+    )
+
+
+def _rate(found: Measured, room: str, seconds: float) -> str:
+    if room == PRODUCTS:
+        return f"{found.rate(found.flops, seconds) / 1e9:.1f} GFLOP/s"
+    if room == ATTENTION:
+        return f"{found.attention / seconds:.2f} of bare speed"
+    if room in found.bytes:
+        return f"{found.rate(found.bytes[room], seconds) / 1e9:.1f} GB/s"
+    return ""
+
+
+if __name__ == "__main__":
+    finish(main())
