@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
 from torch.distributed.checkpoint.planner import (
@@ -24,15 +21,16 @@ from torch.distributed.checkpoint.planner import (
 from torch.distributed.checkpoint.storage import StorageReader, StorageWriter, WriteResult
 from torch.futures import Future
 
+from megatron_ngpt.engine.checkpoint import files
 from megatron_ngpt.engine.checkpoint.index import (
+    FileFacts,
     Location,
-    facts_of,
     read_index,
 )
 from megatron_ngpt.engine.checkpoint.metadata import to_metadata, write_index
 
 FILE_BYTES = 1 << 30
-"""A rank starts a new file after this many bytes: what serialising needs at a time."""
+"""A rank starts a new file after this many bytes: what one thread checks when it is loaded."""
 
 
 class Writer(StorageWriter):
@@ -82,12 +80,10 @@ class Writer(StorageWriter):
         for item in items:
             values = planner.resolve_data(item)
             assert isinstance(values, Tensor)
-            tensors[_key(item.index)] = values.detach().cpu().contiguous()
+            tensors[_key(item.index)] = values
         path = self.folder / name
-        save_file(tensors, path)
-        with path.open("rb") as stream:
-            os.fsync(stream.fileno())
-        facts = facts_of(path)
+        crc32 = files.write(path, tensors)
+        facts = FileFacts(path.stat().st_size, crc32)
         return [
             WriteResult(item.index, _bytes(item), Location(name, _key(item.index), facts))
             for item in items
@@ -169,17 +165,15 @@ class Reader(StorageReader):
         for item in plan.items:
             by_file.setdefault(self.located[item.storage_index].file, []).append(item)
         for name, items in by_file.items():
-            with safe_open(self.folder / name, "pt") as stored:
+            with files.Stored(self.folder / name) as stored:
                 for item in items:
                     self._copy(stored, item, planner)
         return _done(None)
 
     @torch.no_grad()
-    def _copy(self, stored: Any, item: ReadItem, planner: LoadPlanner) -> None:
+    def _copy(self, stored: files.Stored, item: ReadItem, planner: LoadPlanner) -> None:
         key = self.located[item.storage_index].key
-        window = zip(item.storage_offsets, item.lengths, strict=True)
-        values = stored.get_slice(key)[tuple(slice(at, at + size) for at, size in window)]
-        planner.resolve_tensor(item).copy_(values)
+        stored.read(key, item.storage_offsets, planner.resolve_tensor(item))
 
     @classmethod
     def validate_checkpoint_id(cls, checkpoint_id: Any) -> bool:

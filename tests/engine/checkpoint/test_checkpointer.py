@@ -101,9 +101,9 @@ def _fail(*_):
 def _failing_saves(mesh, folder: Path, where: str):
     engine, checkpointer = build(mesh, folder)
     save_steps(engine, checkpointer, [1])
-    real = storage.save_file, room.begin, room.publish
+    real = storage.files.write, room.begin, room.publish
     if where == "file of rank 1" and mesh.rank == 1:
-        storage.save_file = _fail
+        storage.files.write = _fail
     if where == "begin":
         room.begin = _fail
     if where == "publish":
@@ -116,7 +116,7 @@ def _failing_saves(mesh, folder: Path, where: str):
             finishing()
         told.append(str(error.value))
     visible = [name for name in names(checkpointer.folder) if not name.startswith(".")]
-    storage.save_file, room.begin, room.publish = real
+    storage.files.write, room.begin, room.publish = real
     progress, problems = resume_told(Checkpointer(engine.config, engine))
     dist.barrier()
     return told, visible, progress, problems, names(checkpointer.folder)
