@@ -156,6 +156,7 @@ class NGPT(nn.Module):
         positions: Tensor | None = None,
         caches: Sequence[KeyValueCache] | None = None,
         first_BS: Tensor | None = None,
+        last_only: bool = False,
     ) -> Tensor:
         """Fp32 logits [B, T, V], or the mean cross-entropy in nats when targets are given.
 
@@ -169,6 +170,7 @@ class NGPT(nn.Module):
             first_BS: where each token's document begins, of the B whole sequences, of which the T
                 tokens may be a part (``ops.documents.first_tokens``); attention keeps within
                 documents when given.
+            last_only: logits of the last token alone, [B, 1, V].
         """
         h = x if self.embed is None else self.embed(x)
         if positions is None:
@@ -187,7 +189,9 @@ class NGPT(nn.Module):
                     h = block(h, rotary, cache, documents, first)
         if self.head is None:
             return h
-        return self.logits(h) if targets_BT is None else self._mean_loss(h, targets_BT)
+        if targets_BT is not None:
+            return self._mean_loss(h, targets_BT)
+        return self.logits(h[:, -1:] if last_only else h)
 
     def _mean_loss(self, h_BTD: Tensor, targets_BT: Tensor) -> Tensor:
         """Mean cross-entropy; with ``loss_chunk`` the head runs on some tokens at a time.

@@ -31,7 +31,7 @@ class Attend(Protocol):
 
         Args:
             q: [B, T, N, H]; the T queries stand at the last T of the S positions.
-            k: [B, S, K, H]; N is a multiple of K. S is T where documents are given.
+            k: [B, S, K, H]; N is a multiple of K.
             v: [B, S, K, H].
             scale: factor of the products q k.
             documents: of the B whole sequences.
@@ -66,9 +66,27 @@ def sdpa_attention(
     """torch's scaled_dot_product_attention; runs everywhere. Shapes as in :class:`Attend`."""
     if documents is None:
         return _sdpa(q, k, v, scale)
+    if q.shape[1] < k.shape[1]:
+        return _after_cache(q, k, v, scale, documents)
     if q.is_cuda and q.dtype in HALF:
         return _torch_varlen(q, k, v, scale, documents)
     return _each_document(q, k, v, scale, documents)
+
+
+def _after_cache(q: Tensor, k: Tensor, v: Tensor, scale: float, documents: Documents) -> Tensor:
+    """Few queries after cached keys: a mask [B, T, S] is small."""
+    keys = torch.arange(k.shape[1], device=q.device)
+    first_BT, own_T = documents.first[:, -q.shape[1] :], keys[-q.shape[1] :]
+    mask_BTS = (keys >= first_BT[..., None]) & (keys <= own_T[:, None])
+    out = F.scaled_dot_product_attention(
+        q.transpose(1, 2),
+        k.transpose(1, 2),
+        v.transpose(1, 2),
+        attn_mask=mask_BTS[:, None],
+        scale=scale,
+        enable_gqa=q.shape[2] != k.shape[2],
+    )
+    return out.transpose(1, 2)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -124,6 +142,8 @@ def flash_attention(
 ) -> Tensor:
     """flash-attn (Dao, arXiv 2307.08691), CUDA and half precision; shapes as in :class:`Attend`."""
     flash = _flash_attn()
+    if documents is not None and q.shape[1] < k.shape[1]:
+        return _after_cache(q, k, v, scale, documents)
     if documents is None:
         return flash.flash_attn_func(q, k, v, softmax_scale=scale, causal=True)
     flat = (x.flatten(0, 1) for x in (q, k, v))

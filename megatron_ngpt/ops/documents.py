@@ -38,18 +38,22 @@ class Documents:
     """Where the documents of B sequences lie.
 
     Args:
-        first: [B, T], from :func:`first_tokens`; read back to the host once.
+        first: [B, T], from :func:`first_tokens`; read back to the host once, when bounds are asked.
     """
 
     def __init__(self, first: Tensor) -> None:
-        self.device, (rows, self.length) = first.device, first.shape
-        places = torch.arange(self.length, device=first.device)
-        self.bounds: list[list[int]] = [[] for _ in range(rows)]
+        self.first, self.device, self.length = first, first.device, first.shape[1]
+
+    @cached_property
+    def bounds(self) -> list[list[int]]:
         """Of each sequence: where its documents begin, and T."""
-        for row, place in (first == places).nonzero().tolist():
-            self.bounds[row].append(place)
-        for bounds in self.bounds:
+        places = torch.arange(self.length, device=self.device)
+        found: list[list[int]] = [[] for _ in self.first]
+        for row, place in (self.first == places).nonzero().tolist():
+            found[row].append(place)
+        for bounds in found:
             bounds.append(self.length)
+        return found
 
     def __iter__(self) -> Iterator[tuple[int, int, int]]:
         """Every document: its sequence, first token and one past its last."""

@@ -2,10 +2,11 @@ import pytest
 import torch
 
 from megatron_ngpt.config import ModelConfig
+from megatron_ngpt.model.attention import KeyValueCache, side_by_side
 from megatron_ngpt.model.initial import initialise
 from megatron_ngpt.model.ngpt import NGPT
 from megatron_ngpt.model.spec import parameter_table
-from megatron_ngpt.train.generate import generate, pick
+from megatron_ngpt.train.generate import generate, generate_all, pick
 
 SHAPE = {"width": 24, "layers": 2, "heads": 4, "kv_heads": 2, "vocab_size": 19, "ffn_width": 40}
 PROMPT = [3, 1, 4, 1, 5]
@@ -46,6 +47,52 @@ def test_the_seed_chooses_the_text(model):
     texts = [tuple(generate(model, PROMPT, length=20, seed=seed)) for seed in (0, 0, 1, 2)]
     assert texts[0] == texts[1]
     assert len(set(texts)) == 3
+
+
+SEVERAL = [PROMPT, [7], [2, 7, 1, 8, 2, 8, 1, 8], [9, 9, 9, 9, 9], [11, 12]]
+
+
+@pytest.mark.parametrize(("temperature", "top_p"), [(0.0, 1.0), (1.0, 1.0), (0.7, 0.8)])
+def test_a_row_of_a_batch_is_what_the_prompt_gives_alone(model, temperature, top_p):
+    how = {"length": 25, "temperature": temperature, "top_p": top_p}
+    together = generate_all(model, SEVERAL, seed=6, **how)
+    alone = [list(generate(model, p, seed=6 + n, **how)) for n, p in enumerate(SEVERAL)]
+    assert together == alone
+    assert len({tuple(made) for made in together}) == len(SEVERAL)
+
+
+def test_rows_of_a_batch_end_one_by_one(model):
+    whole = generate_all(model, SEVERAL, length=20, seed=3)
+    stop = whole[0][4]
+    ended = [made[: made.index(stop)] if stop in made else made for made in whole]
+    assert len({len(made) for made in ended}) > 1
+    assert generate_all(model, SEVERAL, length=20, seed=3, stop=stop) == ended
+    assert generate_all(model, [], length=20) == []
+    assert generate_all(model, SEVERAL, length=0) == [[] for _ in SEVERAL]
+
+
+def test_logits_of_a_row_are_those_alone(model):
+    """Before any rounding to a token: whatever stands in the room before a row is not seen."""
+    caches = [[KeyValueCache() for _ in model.blocks] for _ in range(2)]
+    with torch.no_grad():
+        for prompt, cache in zip(([[1, 2, 3, 4, 5]], [[6, 7]]), caches, strict=True):
+            model(torch.tensor(prompt), caches=cache)
+        order = torch.tensor([1, 0])
+        joined = [side_by_side(pair, order) for pair in zip(*caches, strict=True)]
+        for cache in joined:
+            cache.keys[0, :3], cache.values[0, :3] = 1e3, 1e3
+        where = {"positions": torch.tensor([[2], [5]]), "first_BS": torch.tensor([[3], [0]])}
+        together = model(torch.tensor([[8], [9]]), caches=joined, **where)
+        whole = [model(torch.tensor([ids]))[0, -1:] for ids in ([6, 7, 8], [1, 2, 3, 4, 5, 9])]
+    torch.testing.assert_close(together, torch.stack(whole), atol=1e-5, rtol=1e-5)
+
+
+def test_reading_a_prompt_makes_logits_of_its_last_token_only(model, monkeypatch):
+    rows: list[int] = []
+    logits = model.logits
+    monkeypatch.setattr(model, "logits", lambda h: (rows.append(h.shape[1]), logits(h))[1])
+    list(generate(model, PROMPT, length=3))
+    assert rows == [1, 1, 1]
 
 
 def test_length_and_stop(model):
@@ -92,6 +139,12 @@ def test_top_p_keeps_the_likeliest_that_reach_it(top_p, kept):
     expected = CHANCES * mask / (CHANCES * mask).sum()
     # four standard deviations of a share among 2000 draws
     torch.testing.assert_close(draws(2000, top_p=top_p), expected, atol=0.045, rtol=0)
+
+
+def test_more_tokens_than_are_sorted_at_first_can_be_sampled():
+    chances = torch.zeros(4000)  # all alike: the 512 likeliest hold 0.128
+    generator = torch.Generator().manual_seed(0)
+    assert len({pick(chances, 1.0, 0.9, generator) for _ in range(2000)}) > 1200
 
 
 @pytest.mark.parametrize("temperature", [0.5, 2.0])

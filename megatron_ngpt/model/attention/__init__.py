@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from megatron_ngpt.config import ModelConfig
-from megatron_ngpt.model.attention.cache import FirstValues, KeyValueCache
+from megatron_ngpt.model.attention.cache import FirstValues, KeyValueCache, side_by_side
 from megatron_ngpt.model.attention.differential import DifferentialAttention
 from megatron_ngpt.model.attention.ensemble import EnsembleAttention
 from megatron_ngpt.model.attention.standard import Attention, rope_scaling
 from megatron_ngpt.ops.attention import Attend
 
-__all__ = ["Attention", "FirstValues", "KeyValueCache", "build_attention", "rope_scaling"]
+__all__ = [
+    "Attention",
+    "FirstValues",
+    "KeyValueCache",
+    "build_attention",
+    "rope_scaling",
+    "side_by_side",
+]
 
 _KINDS = {
     "standard": Attention,
