@@ -1,4 +1,8 @@
-"""Continue a prompt with a checkpoint: python tools/generate.py --checkpoint DIR --prompt TEXT"""
+"""Continue prompts with a checkpoint: python tools/generate.py --checkpoint DIR --prompt TEXT ...
+
+Several prompts go through the model together, --batch of them at a time; each gets the text that it
+would get alone with its seed (--seed for the first, one more for each that follows).
+"""
 
 from __future__ import annotations
 
@@ -27,26 +31,41 @@ def main() -> int:
         check_tokenizer(config.data.tokenizer_sha256, tokenizer.path, "--tokenizer")
         # with torch, which --help and a wrong folder do not wait for
         from megatron_ngpt.engine.checkpoint.weights import load_model
-        from megatron_ngpt.train.generate import generate
+        from megatron_ngpt.train.generate import generate_all
 
         model = load_model(checkpoint, config.model, pick_device(options.device))
-        for number, prompt in enumerate(options.prompt):
-            ids = tokenizer.encode(prompt)
-            made = generate(
+        prompts = [tokenizer.encode(prompt) for prompt in read_prompts(options)]
+        for start in range(0, len(prompts), options.batch):
+            some = prompts[start : start + options.batch]
+            made = generate_all(
                 model,
-                ids,
+                some,
                 length=options.length,
                 temperature=options.temperature,
                 top_p=options.top_p,
-                seed=options.seed + number,
+                seed=options.seed + start,
                 stop=tokenizer.eos_id,
             )
-            print(tokenizer.decode([*ids, *made]), flush=True)
-            print("-" * 72)
+            for ids, more in zip(some, made, strict=True):
+                print(tokenizer.decode([*ids, *more]), flush=True)
+                print("-" * 72)
     except (ValueError, FileNotFoundError, ModuleNotFoundError, DamagedCheckpoint) as err:
         print(f"generate.py: {err}", file=sys.stderr)
         return 2
     return 0
+
+
+def read_prompts(options: argparse.Namespace) -> list[str]:
+    """Those of the command line, then the lines of --prompt_file."""
+    if options.batch < 1:
+        raise ValueError(f"--batch {options.batch}: at least one prompt goes through at a time")
+    lines = []
+    if options.prompt_file is not None:
+        lines = options.prompt_file.read_text(encoding="utf-8").splitlines()
+    prompts = [*options.prompt, *(line for line in lines if line)]
+    if not prompts:
+        raise ValueError("there is no prompt: give --prompt TEXT or --prompt_file with lines")
+    return prompts
 
 
 def open_tokenizer(path: str) -> Tokenizer:
@@ -71,7 +90,9 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--checkpoint", type=Path, required=True, help="checkpoint, or folder of some"
     )
-    parser.add_argument("--prompt", nargs="+", required=True, help="texts to continue")
+    parser.add_argument("--prompt", nargs="+", default=[], help="texts to continue")
+    parser.add_argument("--prompt_file", type=Path, help="file with a text to continue a line")
+    parser.add_argument("--batch", type=int, default=16, help="prompts at a time")
     parser.add_argument(
         "--tokenizer",
         default="",

@@ -32,7 +32,7 @@ class Sampling:
             )
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate(
     model: NGPT,
     prompt: Sequence[int],
@@ -65,7 +65,7 @@ def generate(
         yield token
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def generate_all(
     model: NGPT,
     prompts: Sequence[Sequence[int]],

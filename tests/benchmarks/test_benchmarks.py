@@ -212,6 +212,17 @@ def test_step_under_torchrun_and_compiled(tmp_path):
 
 
 @pytest.mark.slow
+def test_generation_against_the_export(tmp_path):
+    result = tmp_path / "generation.json"
+    words = ("--preset", "toy", "--rounds", "1", "--prompt", "12", "--length", "6", "--batch", "3")
+    printed = run(sys.executable, "-m", "benchmarks.generation", *words, "--json", str(result))
+    found = json.loads(result.read_text())["results"]
+    assert set(found) == {"ours", "export", "ours, reading", "export, reading", "ours, 3 prompts"}
+    assert found["ours"]["cpu_speed_ratio"]["median"] > 0
+    assert "| ours, 3 prompts | " in printed
+
+
+@pytest.mark.slow
 def test_projection_counts_four_bytes_per_vector(tmp_path):
     result = tmp_path / "projection.json"
     words = ("--preset", "toy", "--steps", "2", "--device", "cpu", "--json", str(result))

@@ -77,6 +77,17 @@ def test_as_a_user_runs_it(job):
     assert rest == ""
 
 
+def test_prompts_of_a_file_together_and_one_at_a_time(tmp_path, generate):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("the cat\n\na\nthe dog saw\n", encoding="utf-8")
+    words = ("--prompt", "the dog", "--prompt_file", str(prompts), "--seed", "5")
+    code, together, _ = generate(*words)
+    assert code == 0
+    assert together.count(RULE) == 4
+    assert generate(*words, "--batch", "1") == (0, together, "")
+    assert generate(*words, "--batch", "3") == (0, together, "")
+
+
 def test_a_run_its_checkpoints_and_one_of_them(job, generate):
     places = [job / "run", job / "run/checkpoints", job / "run/checkpoints/step_00000060"]
     said = [generate("--prompt", "the", checkpoint=place) for place in places]
@@ -110,6 +121,9 @@ def broken(job, tmp_path):
     ("arguments", "message"),
     [
         (["--prompt", ""], "the prompt has no tokens"),
+        ([], "there is no prompt"),
+        (["--prompt", "x", "--prompt_file", "/nowhere.txt"], "/nowhere.txt"),
+        (["--prompt", "x", "--batch", "0"], "--batch 0"),
         (["--prompt", "x", "--tokenizer", "/nowhere.model"], "tokenizer '/nowhere.model'"),
         (["--prompt", "x", "--top-p", "2"], "top_p = 2.0"),
     ],
