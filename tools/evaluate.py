@@ -117,6 +117,7 @@ def for_evaluation(config: Config, degrees: Degrees, length: int) -> Config:
         config,
         train=replace(train, global_batch=batch, micro_batch=1, compile=False),
         optim=replace(config.optim, zero_stage=0),
+        engine=replace(config.engine, deepspeed_overrides=""),
         data=replace(config.data, seq_len=length, document_mask=False),
     )
 

@@ -42,7 +42,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         config = replace(
             base,
             model=source.model,
-            data=replace(base.data, tokenizer=_tokenizer(options, base)),
+            data=replace(
+                base.data,
+                tokenizer=_tokenizer(options, base),
+                seq_len=(not options.config and source.seq_len) or base.data.seq_len,
+            ),
             logging=replace(base.logging, dir=str(options.output)),
         )
         made = write_checkpoint(source, config, Path(config.checkpoint_dir))

@@ -69,7 +69,8 @@ def _facts(checkpoint: Path, config: Config) -> Iterator[tuple[str, str]]:
         "trained",
         f"{progress.step:,} of {config.train.steps:,} steps, {progress.tokens:,} tokens",
     )
-    yield "batch", f"{config.train.global_batch} sequences of {config.data.seq_len} tokens"
+    last = " in the last step" * bool(config.data.stages)
+    yield "batch", f"{config.train.global_batch} sequences of {config.data.seq_len} tokens{last}"
     yield (
         "optimizer",
         (

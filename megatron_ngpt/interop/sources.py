@@ -36,6 +36,9 @@ class Source:
     warning: str = ""
     """What the user should know before training on."""
 
+    seq_len: int = 0
+    """Tokens of the sequences that it was trained with; 0 when it does not tell."""
+
 
 def open_source(path: Path, arguments: Mapping[str, Any] | None = None) -> Source:
     """Whatever is at a path: a Hugging Face folder, NVIDIA/ngpt's ``ckpt.pt``, or a state dict of
@@ -89,7 +92,8 @@ def _hugging_face(folder: Path) -> Source:
         with _opened(path) as stored:
             return hf.to_ours(stored.get_tensor(theirs)).float()
 
-    return Source("Hugging Face NGPT", model, load)
+    length = int(published.get("max_position_embeddings") or 0)
+    return Source("Hugging Face NGPT", model, load, seq_len=length)
 
 
 def _opened(path: Path) -> safe_open:

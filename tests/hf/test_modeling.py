@@ -151,6 +151,26 @@ def test_left_padding_changes_no_continuation(pair):
     assert torch.equal(together, torch.stack(alone))
 
 
+@pytest.mark.parametrize("kind", ["default", "ensemble", "gpt"])
+@torch.no_grad()
+def test_a_padded_row_counts_from_its_first_token(exported, kind):
+    """Called with a mask alone, padded left or right, at once and on from a cache."""
+    model, row = load(exported(kind).folder), IDS[:1]
+    alone, zeros, ones = (
+        model(row).logits,
+        torch.zeros(1, 9, dtype=torch.long),
+        torch.ones_like(row),
+    )
+    for order in (lambda pad, real: (pad, real), lambda pad, real: (real, pad)):
+        rows, mask = torch.cat(order(zeros, row), 1), torch.cat(order(zeros, ones), 1)
+        logits = model(rows, attention_mask=mask).logits[mask.bool()]
+        torch.testing.assert_close(logits[None], alone, rtol=0, atol=1e-5)
+    rows, mask = torch.cat((zeros, row), 1), torch.cat((zeros, ones), 1)
+    begun = model(rows[:, :20], attention_mask=mask[:, :20], use_cache=True)
+    rest = model(rows[:, 20:], attention_mask=mask, past_key_values=begun.past_key_values)
+    torch.testing.assert_close(rest.logits, alone[:, 11:], rtol=0, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", ["default", "differential", "ensemble", "gpt ensemble"])
 def test_in_bf16_matrices_round_and_scales_do_not(exported, kind):
     found = exported(kind)

@@ -1,14 +1,17 @@
 """What an export holds."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors import safe_open
 
+from megatron_ngpt.config import StageConfig, load_config
 from megatron_ngpt.interop import export as exporting
 from megatron_ngpt.interop.export import export
 from megatron_ngpt.interop.hf import our_name, to_ours
+from megatron_ngpt.run.checkpoints import Progress
 from tests.hf.conftest import KINDS, exported, sentencepiece
 
 __all__ = ["exported", "sentencepiece"]
@@ -96,3 +99,22 @@ def test_a_folder_with_something_in_it_is_left_alone(exported, tmp_path):
     with pytest.raises(FileExistsError, match="is not empty"):
         export(exported("default").checkpoint, tmp_path, dtype=torch.float32, file_bytes=10**9)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
+
+
+def test_the_length_is_the_one_that_was_trained_last(exported, tmp_path, monkeypatch):
+    """Steps of 64 tokens that become 128 long at token 512; saved right there, and a step later."""
+    found = {}
+    config = load_config(exported("default").checkpoint / "config.yaml")
+    stage = StageConfig(tokens=512, seq_len=128)
+    data = replace(config.data, stages=(stage,), shuffle_unit=128)
+    config = replace(config, data=data, train=replace(config.train, global_batch=2, micro_batch=1))
+    monkeypatch.setattr(exporting, "load_config", lambda _: config)
+    for tokens in (512, 640):
+        monkeypatch.setattr(exporting, "read_progress", lambda _, t=tokens: Progress(t // 128, t))
+        folder = tmp_path / str(tokens)
+        export(exported("default").checkpoint, folder, dtype=torch.float32, file_bytes=10**9)
+        tokenizer = json.loads((folder / "tokenizer_config.json").read_text())
+        published = json.loads((folder / "config.json").read_text())
+        found[tokens] = [published["max_position_embeddings"], tokenizer["model_max_length"]]
+        assert f"sequences of {found[tokens][0]} tokens" in (folder / "README.md").read_text()
+    assert found == {512: [64, 64], 640: [128, 128]}

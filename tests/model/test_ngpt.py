@@ -4,9 +4,11 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from megatron_ngpt.config import ScaleConfig
+from megatron_ngpt.config import ModelConfig, ScaleConfig
 from megatron_ngpt.model.attention import KeyValueCache
+from megatron_ngpt.model.initial import initialise
 from megatron_ngpt.model.ngpt import NGPT
+from megatron_ngpt.model.spec import parameter_table
 from megatron_ngpt.ops.hypersphere import unit
 
 TOKENS = torch.randint(19, (2, 9), generator=torch.Generator().manual_seed(4))
@@ -118,3 +120,20 @@ def test_scales_start_at_what_the_configuration_says(ngpt_config):
     )
     assert model.blocks["1"].attention_residual.alpha().tolist() == pytest.approx([0.05] * 24)
     assert model.s_z().tolist() == pytest.approx([3.0] * 19)
+
+
+@torch.no_grad()
+def test_positions_are_absolute_once_s_qk_is_learned():
+    """s_qk scales queries and keys after their rotation; one number for all changes nothing."""
+    tokens, moved = torch.arange(12)[None], {}
+    shape = {"width": 24, "layers": 2, "heads": 2, "vocab_size": 19, "ffn_width": 40}
+    for shared in (False, True):
+        config = ModelConfig(**shape, s_qk=ScaleConfig(shared=shared), s_z=ScaleConfig(init=10.0))
+        model = NGPT(config)
+        initialise(model, parameter_table(config), seed=1)
+        for block in model.blocks.values():
+            scale = next(block.attention.s_qk.parameters())
+            scale.mul_(torch.linspace(0.5, 2.0, scale.numel()))
+        far = model(tokens, positions=torch.arange(1000, 1012))
+        moved[shared] = float((far - model(tokens)).abs().max())
+    assert moved[True] < 1e-3 < 0.02 < moved[False]
