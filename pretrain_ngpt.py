@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Sequence
 from contextlib import redirect_stderr
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,13 +29,16 @@ from megatron_ngpt.config import (
     seconds_of,
     unreached,
 )
+from megatron_ngpt.console import say
 from megatron_ngpt.data.agreement import check_corpora
 from megatron_ngpt.data.corpus import Share, Stage, open_corpora
 from megatron_ngpt.data.documents import with_eod
+from megatron_ngpt.data.identity import describe
 from megatron_ngpt.estimate.options import dry_run_options
 from megatron_ngpt.estimate.table import degrees_table, device_notes
-from megatron_ngpt.mesh.degrees import Degrees
+from megatron_ngpt.mesh.degrees import AXES, Degrees
 from megatron_ngpt.mesh.launch import (
+    Job,
     Launch,
     finish,
     pick_device,
@@ -46,9 +50,12 @@ from megatron_ngpt.mesh.launch import (
 )
 from megatron_ngpt.parallel.plan import check_topology
 from megatron_ngpt.run.attempts import REFUSED, TROUBLE, AttemptRecord
-from megatron_ngpt.run.checkpoints import newest_here
+from megatron_ngpt.run.checkpoints import newest_here, settle
+from megatron_ngpt.run.claim import Claim
 from megatron_ngpt.run.failed import RunFailed
 from megatron_ngpt.run.metrics import check_outputs
+from megatron_ngpt.run.owner import Owner
+from megatron_ngpt.run.resume import compare, entry_of, starts_over
 from megatron_ngpt.train.stop import Stop
 from megatron_ngpt.train.watch import Watch
 from megatron_ngpt.train.watchdog import Watchdog
@@ -68,38 +75,59 @@ def main(launch: Launch, argv: list[str]) -> None:
             from megatron_ngpt.estimate.dry_run import dry_run
 
             done = newest_here(Path(config.checkpoint_dir))
-            print(dry_run(config, dry_ranks or started, (done.step, done.tokens)))
+            say(dry_run(config, dry_ranks or started, (done.step, done.tokens)))
         return
-    exit_after, job = seconds_of(config.train.exit_after), read_job()
-    run_dir = Path(config.logging.dir)
+    job, run_dir = read_job(), Path(config.logging.dir)
     facts = {"job": job.id, "restarts": job.restarts, "nodes": job.nodes}
     facts |= {"ranks": launch.world_size, "checkpoints": config.checkpoint_dir}
     if launch.rank == 0:
         check_outputs(config)
-    ends_at = min(job.ends_at, time.time() + exit_after)
-    with (
-        Stop(exit_after) as stop,
-        AttemptRecord(run_dir, launch.rank, **facts) as attempt,
-        Watchdog(config.train.hang_timeout, run_dir / TROUBLE, launch.rank) as watchdog,
-    ):
-        pretrain(config, launch, Watch(stop, watchdog, attempt, ends_at))
+    with _owner(config, launch, job) as owner:
+        exit_after = seconds_of(config.train.exit_after)
+        ends_at = min(job.ends_at, time.time() + exit_after)
+        trouble, limit = run_dir / TROUBLE, config.train.hang_timeout
+        may_leave = partial(owner.may_leave, run_dir)
+        with (
+            Stop(exit_after) as stop,
+            AttemptRecord(run_dir, launch.rank, owner, **facts) as attempt,
+            Watchdog(limit, trouble, launch.rank, may_leave) as watchdog,
+        ):
+            pretrain(config, launch, Watch(stop, watchdog, attempt, owner, ends_at=ends_at))
+
+
+def _owner(config: Config, launch: Launch, job: Job) -> Owner:
+    """The claim of this start on the folders that it writes to."""
+    me = Claim(
+        job=job.id,
+        launch=f"{launch.name} {job.series}",
+        series=job.series,
+        started=time.strftime("%F %T"),
+        lease=config.logging.owner_lease,
+    )
+    places = {"logging.dir": config.logging.dir, "checkpoint.dir": config.checkpoint_dir}
+    wait = seconds_of(config.logging.owner_wait) if config.logging.owner_wait else 0.0
+    return Owner({name: Path(place) for name, place in places.items()}, me, launch.rank, wait)
 
 
 def pretrain(config: Config, launch: Launch, watch: Watch) -> None:
     """Refuse what the ranks and the corpora do not allow, then build in order and train."""
-    config = with_eod(config)
+    if launch.rank == 0:
+        _look_before(config, watch)
+    given, config = config, with_eod(config)
     degrees = Degrees.of(config.parallel, launch.world_size)
     config = fit_micro_batch(config, degrees.dp)
     check_topology(config, degrees)
     stages, valid = open_corpora(config.data)
     config, corpora_notes = check_corpora(config, stages, valid)
     device = pick_device(config.engine.device, launch.local_rank)
-    for note in corpora_notes if launch.rank == 0 else ():
-        print(f"corpora: {note}", flush=True)
+    if launch.rank == 0:
+        _compare(given, degrees, stages, watch)
+        for note in corpora_notes:
+            say(f"corpora: {note}")
     start(launch, device)
     _train(config, degrees, device, stages, valid, watch)
     if launch.rank == 0 and watch.reason:
-        print(f"ends after step {watch.step}: {watch.reason}, saved", flush=True)
+        say(f"ends after step {watch.step}: {watch.reason}, saved")
 
 
 def _train(
@@ -144,10 +172,26 @@ def tell_plan(
     """Print who is where in every phase to come, and which stages there will not be."""
     for phase in plan:
         notes = list(device_notes(phase.config, degrees, device))
-        print(phase.heading + degrees_table(phase.config, degrees, notes))
+        say(phase.heading + degrees_table(phase.config, degrees, notes))
     for line in unreached(config, plan):
-        print(f"  note: {line}")
-    sys.stdout.flush()
+        say(f"  note: {line}")
+
+
+def _look_before(config: Config, watch: Watch) -> None:
+    """Put the checkpoints in order, and refuse to go on where they are gone; on rank 0."""
+    watch.guard()
+    for line in settle(Path(config.checkpoint_dir)):
+        say(line, sys.stderr)
+    if starts_over(config) and watch.attempt:
+        watch.attempt.note(started_over=True)
+
+
+def _compare(config: Config, degrees: Degrees, stages: Sequence[Stage], watch: Watch) -> None:
+    """Tell and refuse what differs from the run so far; on rank 0."""
+    number = watch.attempt.number if watch.attempt else 0
+    topology = dict(zip(AXES, degrees.shape, strict=True))
+    entry = entry_of(config, number, topology, describe(config.data, stages))
+    watch.entry = compare(config, entry)
 
 
 def _parse(argv: list[str]) -> Config:

@@ -23,6 +23,8 @@ from typing import Any
 
 import yaml
 
+from megatron_ngpt.console import tool
+
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN = "<!-- made by tools/check_comparison.py from docs/comparison.yaml -->"
 END = "<!-- end of the comparison -->"
@@ -151,4 +153,4 @@ def _parser() -> argparse.ArgumentParser:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(tool(main))

@@ -8,6 +8,7 @@ import sys
 
 import numpy as np
 
+from megatron_ngpt.console import tool
 from megatron_ngpt.data.bulk import load_tokenizer
 from megatron_ngpt.data.indexed import IndexedDataset
 from megatron_ngpt.data.pairs.info import lengths_of
@@ -73,4 +74,4 @@ def _show_samples(dataset: IndexedDataset, options: argparse.Namespace) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(tool(main))

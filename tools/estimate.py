@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
 from megatron_ngpt.config import Config, parse_config
+from megatron_ngpt.console import tool
 from megatron_ngpt.estimate.propose import USABLE, Choice, Machine, Proposal, propose
 from megatron_ngpt.estimate.table import GIB, degrees_table
 from megatron_ngpt.mesh.degrees import Degrees
@@ -125,4 +125,4 @@ def _list(choice: Choice, machine: Machine) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(tool(main))

@@ -22,6 +22,7 @@ import numpy as np
 
 from megatron_ngpt.config import Config, load_config
 from megatron_ngpt.config.words import tokens_of
+from megatron_ngpt.console import tool
 from megatron_ngpt.data.agreement import check_ids
 from megatron_ngpt.data.bulk import load_tokenizer
 from megatron_ngpt.data.indexed import IndexedDataset
@@ -248,4 +249,4 @@ def run() -> int:
 
 
 if __name__ == "__main__":
-    finish(run())
+    finish(tool(run))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from megatron_ngpt.console import tool
 from megatron_ngpt.run.checkpoints import find_checkpoint
 from megatron_ngpt.run.durable import DamagedCheckpoint
 
@@ -67,4 +68,4 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(tool(main))

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from megatron_ngpt.config import load_config
+from megatron_ngpt.console import tool
 from megatron_ngpt.data.bulk import Tokenizer, load_tokenizer
 from megatron_ngpt.data.provenance import check_tokenizer
 from megatron_ngpt.run.checkpoints import find_checkpoint
@@ -109,4 +110,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(tool(main))

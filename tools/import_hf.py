@@ -26,6 +26,7 @@ from typing import Any
 import yaml
 
 from megatron_ngpt.config import Config, load_config, save_config
+from megatron_ngpt.console import tool
 from megatron_ngpt.model.spec import parameter_table
 
 
@@ -93,4 +94,4 @@ def _assignment(text: str) -> tuple[str, Any]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(tool(main))

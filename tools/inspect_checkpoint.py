@@ -17,6 +17,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from megatron_ngpt.console import tool
 from megatron_ngpt.engine.checkpoint.index import AVERAGES, MASTER, check_files, read_index
 from megatron_ngpt.run.checkpoints import STATE, find_checkpoint, read_progress
 from megatron_ngpt.run.durable import DamagedCheckpoint
@@ -114,4 +115,4 @@ def _size(count: int) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(tool(main))

@@ -18,8 +18,11 @@ from itertools import pairwise
 from pathlib import Path
 from textwrap import shorten
 
+from megatron_ngpt.console import tool
 from megatron_ngpt.run.attempts import Attempt, closed, newest, read_attempts, read_metrics
 from megatron_ngpt.run.checkpoints import checkpoints
+from megatron_ngpt.run.claim import Claim, read
+from megatron_ngpt.run.owner import verdict
 from megatron_ngpt.run.queue import in_queue
 from megatron_ngpt.run.requeue import decide, without_progress
 
@@ -61,8 +64,18 @@ def status(run_dir: Path, attempts: Sequence[Attempt]) -> Iterator[str]:
     yield _goodput(attempts, records)
     for first, end, speed in _speeds(records):
         yield f"steps {first} to {end}: {speed:.2f} steps/s"
+    yield _owner(run_dir)
     yield f"newest checkpoint: {_checkpoint(last)}"
     yield _next(attempts, last)
+
+
+def _owner(run_dir: Path) -> str:
+    """Who owns the run, as far as can be told without watching."""
+    held = read(run_dir)
+    if held is None or held.claim is None or held.released:
+        return "owner: none"
+    known = {"free": "which is gone", "alive": "which lives", "silent": "not seen from here"}
+    return f"owner: {held.claim}, {known[verdict(held, Claim())]}"
 
 
 def _row(attempt: Attempt, running: bool) -> str:
@@ -139,4 +152,4 @@ def _next(attempts: Sequence[Attempt], last: Attempt) -> str:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(tool(main))

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from megatron_ngpt.console import tool
 from megatron_ngpt.data.continuations import questions
 from megatron_ngpt.data.sources import FORMATS, Piece, Refusal, find_sources, read_piece
 from megatron_ngpt.data.sources.readers import ENDINGS
@@ -61,4 +62,4 @@ def _options(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(tool(main))

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import argparse
-import sys
 
+from megatron_ngpt.console import tool
 from megatron_ngpt.data.pairs.command import run
 from megatron_ngpt.data.pairs.merge import merge
 
@@ -19,4 +19,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(tool(main))

@@ -12,6 +12,7 @@ import signal
 import sys
 from typing import Any
 
+from megatron_ngpt.console import tool
 from megatron_ngpt.data.preprocess import PreprocessJob, Summary, preprocess
 from megatron_ngpt.data.preprocess.job import SHARD_MB
 from megatron_ngpt.data.preprocess.requeue import REFUSED, decide
@@ -269,4 +270,4 @@ def _show(summary: Summary) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(tool(main))

@@ -6,8 +6,8 @@ python tools/split_dataset.py --input A --output-prefix A --split train=0.99 val
 from __future__ import annotations
 
 import argparse
-import sys
 
+from megatron_ngpt.console import tool
 from megatron_ngpt.data.pairs.command import run
 from megatron_ngpt.data.pairs.split import split
 
@@ -38,4 +38,4 @@ def _share(word: str) -> tuple[str, float]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(tool(main))

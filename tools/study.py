@@ -12,6 +12,7 @@ import argparse
 import sys
 from pathlib import Path
 
+from megatron_ngpt.console import tool
 from megatron_ngpt.study.corpus import prepare
 from megatron_ngpt.study.figures import draw
 from megatron_ngpt.study.plan import Study, load_study, missing
@@ -101,4 +102,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    raise SystemExit(main())
+    raise SystemExit(tool(main))

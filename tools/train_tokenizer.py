@@ -10,6 +10,7 @@ from collections.abc import Iterator
 
 from tqdm import tqdm
 
+from megatron_ngpt.console import tool
 from megatron_ngpt.data.sources import FORMATS, Piece, Refusal, find_sources, read_piece
 from megatron_ngpt.data.sources.long import LongText
 from megatron_ngpt.data.sources.readers import ENDINGS
@@ -127,4 +128,4 @@ def _parts(text: bytes | LongText) -> Iterator[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(tool(main))

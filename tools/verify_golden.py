@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from megatron_ngpt.console import tool
 from megatron_ngpt.mesh.launch import finish
 
 
@@ -38,4 +39,4 @@ def _options() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    finish(main())
+    finish(tool(main))

@@ -94,7 +94,7 @@ _AT_LEAST: dict[str, float] = {
     **{f"train.{name}": 0 for name in ("stop_at", "seed", "check_every", "hang_timeout")},
     **{f"train.{name}": 0 for name in ("mlp_tile", "loss_chunk")},
     **{"checkpoint.every": 0, "checkpoint.keep": 0},
-    **{"eval.every": 0, "eval.steps": 1, "logging.every": 1},
+    **{"eval.every": 0, "eval.steps": 1, "logging.every": 1, "logging.owner_lease": 1},
 }
 
 
@@ -226,7 +226,8 @@ def _run(config: Config) -> Iterator[str]:
             f"train.stop_at = {config.train.stop_at} is above train.steps = "
             f"{config.train.steps}: the run would end first; lower it or set 0"
         )
-    try:
-        seconds_of(config.train.exit_after)
-    except ValueError as err:
-        yield f"train.exit_after = {err}"
+    for name in ("train.exit_after", "logging.owner_wait"):
+        try:
+            seconds_of(attrgetter(name)(config))
+        except ValueError as err:
+            yield f"{name} = {err}"

@@ -122,6 +122,10 @@ class TrainConfig:
     seed: int = 1234
     """Seed of the initial weights and of the data order."""
 
+    accept_changes: tuple[str, ...] = ()
+    """Settings, by name, that may differ from the run so far although that breaks a guarantee, as
+    train.seed or data.train, whose change repeats some tokens and loses others."""
+
     dtype: Literal["fp32", "bf16"] = "fp32"
     """Precision of matrices and activations; scaling vectors and optimizer state stay fp32."""
 
@@ -182,6 +186,9 @@ class CheckpointConfig:
     keep: int = 3
     """Newest checkpoints kept; 0 keeps all."""
 
+    start_over: bool = False
+    """Begin at step 1 again where the run's checkpoints are gone, instead of refusing."""
+
     asynchronous: bool = True
     """Write in the background while training goes on."""
 
@@ -220,6 +227,14 @@ class LoggingConfig:
 
     dir: str = "runs/default"
     """Folder for metrics.jsonl, config.yaml and, unless checkpoint.dir is set, checkpoints."""
+
+    owner_wait: str = ""
+    """How long a start waits for the end of another one that owns the run: 2h, or minutes. Empty
+    means not at all: it is refused."""
+
+    owner_lease: float = 120.0
+    """Seconds without a sign of life of this run after which a start on another machine takes it
+    over. A file system whose caches are older than that would be no witness."""
 
     every: int = 10
     """Steps between progress lines when the output is no terminal; metrics.jsonl has every step."""

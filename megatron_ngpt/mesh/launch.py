@@ -10,7 +10,8 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from megatron_ngpt.mesh.mpi import agree_on_address
@@ -30,6 +31,12 @@ class Launch:
     address: str = ""
     port: int = 0
 
+    @property
+    def name(self) -> str:
+        """The same on all ranks of one start, and another one for other starts."""
+        alone = f"process {os.getpid()}" if self.world_size == 1 else ""
+        return f"{self.world_size} ranks at {self.address}:{self.port}{alone}"
+
 
 @dataclass(frozen=True)
 class Job:
@@ -42,6 +49,8 @@ class Job:
     """Its nodes, as SLURM abbreviates them: ``n[1-4]``."""
     ends_at: float = math.inf
     """When its time limit ends it, in seconds since 1970; infinity when that is not known."""
+    series: dict[str, int] = field(default_factory=dict)
+    """Of which series of starts this is which: whoever makes the next one has ended this one."""
 
 
 # launcher -> (rank, world size, rank on this host); the first whose variables are set wins
@@ -80,7 +89,15 @@ def read_launch(environ: Mapping[str, str] | None = None) -> Launch:
 def read_job(environ: Mapping[str, str] | None = None) -> Job:
     """What SLURM says of the job; an element of an array has a number of its own."""
     env = os.environ if environ is None else environ
+    series = {}
+    if job := env.get("SLURM_JOB_ID"):
+        name = f"slurm {env.get('SLURM_CLUSTER_NAME', '')} {job}"
+        series[name] = _number(env, "SLURM_RESTART_COUNT")
+    if env.get("TORCHELASTIC_RUN_ID", "none") != "none":  # which is what torchrun sets by default
+        name = f"torchrun {env['TORCHELASTIC_RUN_ID']}"
+        series[name] = _number(env, "TORCHELASTIC_RESTART_COUNT")
     return Job(
+        series=series,
         id=env.get("SLURM_JOB_ID", ""),
         restarts=_number(env, "SLURM_RESTART_COUNT"),
         nodes=env.get("SLURM_JOB_NODELIST", ""),
@@ -179,6 +196,7 @@ def finish(code: int = 0) -> None:
     distributed = sys.modules.get("torch.distributed")  # not there when nothing was trained
     if code == 0 and distributed and distributed.is_initialized():
         distributed.destroy_process_group()  # after a failure the others may never answer
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError):  # nobody reads it any more
+            stream.flush()
     os._exit(code)

@@ -6,6 +6,7 @@ A line adds what became known of an attempt; the lines of one number together ar
 from __future__ import annotations
 
 import json
+import sys
 import time
 import traceback
 from contextlib import suppress
@@ -15,7 +16,9 @@ from textwrap import shorten
 from types import TracebackType
 from typing import Any
 
-from megatron_ngpt.run.checkpoints import checkpoints
+from megatron_ngpt.console import say
+from megatron_ngpt.run.checkpoints import checkpoints, step_of
+from megatron_ngpt.run.owner import Owner
 
 FILE = "attempts.jsonl"
 METRICS = "metrics.jsonl"
@@ -50,6 +53,8 @@ class Attempt:
     """Steps done when it ended."""
     saved: int = 0
     """Step of the newest checkpoint when it ended."""
+    started_over: bool = False
+    """Whether it began at step 1 again because the run's checkpoints were gone."""
     reason: str = ""
     """done, signal, walltime, refused, error, rank died, hang, killed, never started; "" while it
     runs."""
@@ -62,10 +67,14 @@ def read_attempts(run_dir: Path) -> list[Attempt]:
     path = run_dir / FILE
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     for line in text.splitlines():
-        with suppress(ValueError):  # half a line of a killed process
+        with suppress(ValueError, KeyError, TypeError):  # half a line of a killed process
             facts = json.loads(line)
             found.setdefault(facts["number"], {}).update(facts)
-    return [Attempt(**facts) for _, facts in sorted(found.items())]
+    fields = Attempt.__annotations__  # a later version may have more
+    return [
+        Attempt(**{name: fact for name, fact in facts.items() if name in fields})
+        for _, facts in sorted(found.items())
+    ]
 
 
 def add(run_dir: Path, number: int, **facts: Any) -> None:
@@ -106,7 +115,7 @@ def closed(run_dir: Path, last: Attempt) -> Attempt:
         last,
         ended=max(path.stat().st_mtime if path.exists() else 0.0, last.started),
         step=max([last.resumed_at, *(int(record["step"]) for record in records[-1:])]),
-        saved=newest(last),
+        saved=max(last.saved, newest(last)),
         reason=reason,
         detail=detail,
     )
@@ -115,7 +124,7 @@ def closed(run_dir: Path, last: Attempt) -> Attempt:
 def newest(attempt: Attempt) -> int:
     """Step of the newest checkpoint of a run, 0 when there is none."""
     found = checkpoints(Path(attempt.checkpoints)) if attempt.checkpoints else []
-    return int(found[0].name.rpartition("_")[2]) if found else 0
+    return step_of(found[0]) if found else 0
 
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
@@ -157,17 +166,32 @@ class AttemptRecord:
     Args:
         run_dir: the run's folder.
         rank: this process's.
+        owner: of the run's folder, which nobody else may own; None in tests of other things.
         facts: fields of :class:`Attempt` that are known from the start.
     """
 
-    def __init__(self, run_dir: Path, rank: int, **facts: Any) -> None:
-        self.run_dir, self.rank = run_dir, rank
+    def __init__(self, run_dir: Path, rank: int, owner: Owner | None = None, **facts: Any) -> None:
+        self.run_dir, self.rank, self.owner = run_dir, rank, owner
         self.number = begin(run_dir, **facts) if rank == 0 else 0
+        self.waiting: dict[str, Any] = {}
 
     def note(self, **facts: Any) -> None:
-        """Write what became known, on rank 0."""
+        """Write what became known, on rank 0; with the next note where the disk is full.
+
+        Raises:
+            OwnerLost: another start has taken the run over.
+        """
         if self.rank == 0:
-            add(self.run_dir, self.number, **facts)
+            told = bool(self.waiting)
+            self.waiting |= facts
+            try:
+                if self.owner:
+                    self.owner.check()
+                add(self.run_dir, self.number, **self.waiting)
+                self.waiting = {}
+            except OSError as err:
+                if not told:
+                    say(f"{self.run_dir / FILE}: {err}; the run goes on", sys.stderr)
 
     def __enter__(self) -> AttemptRecord:
         return self
@@ -178,10 +202,13 @@ class AttemptRecord:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if isinstance(error, Exception):
-            folder = self.run_dir / TROUBLE
-            folder.mkdir(parents=True, exist_ok=True)
-            first = f"rank {self.rank}: {type(error).__name__}: {shorten(str(error), 240)}"
-            lines = "".join(traceback.format_exception(kind, error, trace))
-            path = folder / f"rank_{self.rank:05d}.error"
-            path.write_text(f"{first}\n\n{lines}", encoding="utf-8")
+        if isinstance(error, Exception) and (not self.owner or self.owner.may_leave(self.run_dir)):
+            with suppress(OSError):  # a full disk shall not hide the error itself
+                self._leave(error)
+
+    def _leave(self, error: Exception) -> None:
+        folder = self.run_dir / TROUBLE
+        folder.mkdir(parents=True, exist_ok=True)
+        first = f"rank {self.rank}: {type(error).__name__}: {shorten(str(error), 240)}"
+        path = folder / f"rank_{self.rank:05d}.error"
+        path.write_text(f"{first}\n\n{''.join(traceback.format_exception(error))}", "utf-8")

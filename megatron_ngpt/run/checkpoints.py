@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -40,14 +41,17 @@ class Progress:
 
 
 def checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints in a folder, newest first."""
+    """Complete checkpoints in a folder, newest first, whatever their names say of their age."""
     found = [p for p in folder.glob(f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdigit()]
     return sorted(found, key=step_of, reverse=True)
 
 
 def step_of(checkpoint: Path) -> int:
-    """Step that a checkpoint's name tells."""
-    return int(checkpoint.name.removeprefix(_PREFIX))
+    """Step of a checkpoint: its own state decides, its name where that cannot be read."""
+    try:
+        return read_progress(checkpoint).step
+    except DamagedCheckpoint:
+        return int(checkpoint.name.removeprefix(_PREFIX))
 
 
 def find_checkpoint(place: Path) -> Path:
@@ -90,9 +94,12 @@ def newest_here(folder: Path) -> Progress:
 
 
 def begin(folder: Path, step: int) -> Path:
-    """An empty folder to write the checkpoint of a step into."""
-    temporary = folder / f"{_TEMPORARY}{_PREFIX}{step:08d}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    """An empty folder to write the checkpoint of a step into, under a name that none had before.
+
+    So that a process which stood still while another took the run over writes into nothing: its
+    folder is gone, and the other's is not its own.
+    """
+    temporary = folder / f"{_TEMPORARY}{_PREFIX}{step:08d}_{uuid.uuid4().hex[:8]}"
     temporary.mkdir()
     return temporary
 
@@ -100,30 +107,77 @@ def begin(folder: Path, step: int) -> Path:
 def publish(temporary: Path, keep: int) -> None:
     """Give a folder of :func:`begin`, all files written, its name; then drop old checkpoints."""
     folder = temporary.parent
-    final = folder / temporary.name.removeprefix(_TEMPORARY)
+    final = folder / temporary.name.removeprefix(_TEMPORARY).rpartition("_")[0]
     sync_folder(temporary)
+    pointer = _write_pointer(final)
     temporary.rename(final)
     sync_folder(folder)
-    point_latest(final)
+    pointer.rename(folder / LATEST)
     for old in checkpoints(folder)[keep:] if keep else []:
         shutil.rmtree(old.rename(folder / f"{_TEMPORARY}{old.name}"))
 
 
 def point_latest(checkpoint: Path) -> None:
     """Write a complete checkpoint's name into the file ``latest`` beside it."""
-    pointer = checkpoint.with_name(f".{LATEST}")
+    _write_pointer(checkpoint).rename(checkpoint.with_name(LATEST))
+
+
+def _write_pointer(checkpoint: Path) -> Path:
+    """The next ``latest``, not yet in its place.
+
+    While it lies there, a ``latest`` that does not name the newest checkpoint was not edited: its
+    replacement was interrupted.
+    """
+    pointer = checkpoint.with_name(f"{_TEMPORARY}{LATEST}_{uuid.uuid4().hex[:8]}")
     write_durably(pointer, f"{checkpoint.name}\n")
-    pointer.rename(checkpoint.with_name(LATEST))
+    return pointer
 
 
-def set_aside(checkpoint: Path) -> Path:
-    """Rename a damaged checkpoint, so that it does not count among the newest to keep."""
-    aside = checkpoint.with_name(f"damaged_{checkpoint.name}")
+def set_aside(checkpoint: Path, why: str = "damaged") -> Path:
+    """Rename a checkpoint that shall not be resumed, so that it no longer counts."""
+    aside = checkpoint.with_name(f"{why}_{checkpoint.name}")
     shutil.rmtree(aside, ignore_errors=True)
     return checkpoint.rename(aside)
 
 
+def settle(folder: Path) -> list[str]:
+    """Put a folder of checkpoints in order before a start; what was done, for people to read.
+
+    What an interrupted save left is removed, a folder that was renamed gets the name of its own
+    step, and where ``latest`` was edited to name an older checkpoint, newer ones are set aside.
+    """
+    interrupted = any(folder.glob(f"{_TEMPORARY}{LATEST}_*"))
+    told = [_renamed(checkpoint) for checkpoint in checkpoints(folder)]
+    found, pointer = checkpoints(folder), folder / LATEST
+    if found and interrupted:
+        point_latest(found[0])  # before its sign goes
+    clear_temporary(folder)
+    if found and pointer.is_file():
+        told += _gone_back(found, pointer.read_text(encoding="utf-8", errors="replace").strip())
+    return [line for line in told if line]
+
+
+def _renamed(checkpoint: Path) -> str:
+    """Give a checkpoint the name of its own step, unless it has it."""
+    own = checkpoint.with_name(f"{_PREFIX}{step_of(checkpoint):08d}")
+    if own.name == checkpoint.name:
+        return ""
+    there = set_aside(checkpoint, "misnamed") if own.exists() else checkpoint.rename(own)
+    return f"{checkpoint} holds step {step_of(own)}, whatever its name says: renamed to {there}"
+
+
+def _gone_back(found: list[Path], named: str) -> list[str]:
+    """Set aside what is newer than the checkpoint that ``latest`` names."""
+    names = [checkpoint.name for checkpoint in found]
+    if named not in names:
+        return [f"{LATEST} names {named}, which is not there: the newest, {names[0]}, is taken"]
+    newer = found[: names.index(named)]
+    return [f"{LATEST} names {named}: {set_aside(path, 'undone')} is set aside" for path in newer]
+
+
 def clear_temporary(folder: Path) -> None:
     """Remove what an interrupted save left."""
+    for left in folder.glob(f"{_TEMPORARY}{LATEST}_*"):
+        left.unlink()
     for left in folder.glob(f"{_TEMPORARY}{_PREFIX}*"):
         shutil.rmtree(left)

@@ -15,7 +15,12 @@ from typing import Any
 from tqdm import tqdm
 
 from megatron_ngpt.config import Config, save_config
+from megatron_ngpt.console import say
 from megatron_ngpt.extras import require
+from megatron_ngpt.run.lines import LineFile
+
+UNDONE = "metrics_undone.jsonl"
+"""Records of steps that were done again, or given up, in the order in which that happened."""
 
 Record = dict[str, float]
 Sink = Callable[[Record], None]
@@ -34,7 +39,8 @@ def check_outputs(config: Config) -> None:
     ):
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=folder).close()
+            with tempfile.TemporaryFile(dir=folder) as probe:
+                probe.write(bytes(1024))  # an empty file has room on a full disk
         except OSError as err:
             raise ValueError(f"{setting} = {folder}: no files can be made there: {err}") from err
     if config.logging.tensorboard:
@@ -57,7 +63,8 @@ class RunLog:
     ``metrics.jsonl`` holds one object per step: step, loss, grad_norm, lr, tokens,
     tokens_per_second, step_seconds, targets where documents are kept apart, valid_loss where the
     step was evaluated, unit_error where it was checked. Steps after ``resumed_at``, written by an
-    attempt that died, are dropped.
+    attempt that died, go to ``metrics_undone.jsonl``. A disk that is full, or a terminal that went
+    away, does not end the run.
 
     Args:
         config: the run's.
@@ -66,6 +73,7 @@ class RunLog:
         owed: whether the record of that last step is still to come.
         ends_at: when a time limit ends the run, in seconds since 1970.
         work: steps done -> how much of the run that is; its tokens where steps get more or fewer.
+        guard: called before each write; raises when the run is somebody else's now.
     """
 
     def __init__(
@@ -77,8 +85,9 @@ class RunLog:
         owed: bool = False,
         ends_at: float = math.inf,
         work: Callable[[int], float] = float,
+        guard: Callable[[], None] = lambda: None,
     ) -> None:
-        self.config, self.enabled, self.ends_at = config, enabled, ends_at
+        self.config, self.enabled, self.ends_at, self.guard = config, enabled, ends_at, guard
         self.work = work
         self.sinks: list[Sink] = []
         self.closers: list[Callable[[], None]] = []
@@ -86,7 +95,8 @@ class RunLog:
             return
         folder = Path(config.logging.dir)
         folder.mkdir(parents=True, exist_ok=True)
-        save_config(config, folder / "config.yaml")
+        guard()
+        _steady("config.yaml", lambda path: save_config(config, path))(folder / "config.yaml")
         self._add_jsonl(folder / "metrics.jsonl", resumed_at - owed)
         if config.logging.tensorboard:
             self._add_tensorboard(folder / "tensorboard", resumed_at - owed)
@@ -112,15 +122,10 @@ class RunLog:
             close()
 
     def _add_jsonl(self, path: Path, resumed_at: int) -> None:
-        _drop_after(path, resumed_at)
-        stream = path.open("a", encoding="utf-8")
-
-        def write(record: Record) -> None:
-            stream.write(json.dumps(record) + "\n")
-            stream.flush()
-
-        self.sinks.append(write)
-        self.closers.append(stream.close)
+        drop_after(path, resumed_at)
+        lines = LineFile(path, self.guard)
+        self.sinks.append(lambda record: lines.write(json.dumps(record)))
+        self.closers.append(lines.close)
 
     def _add_tensorboard(self, folder: Path, resumed_at: int) -> None:
         writer = _tensorboard().SummaryWriter(str(folder), purge_step=resumed_at + 1)
@@ -129,7 +134,7 @@ class RunLog:
             for name, value in record.items():
                 writer.add_scalar(name, value, int(record["step"]))
 
-        self.sinks.append(write)
+        self.sinks.append(_steady("tensorboard", write))
         self.closers.append(writer.close)
 
     def _add_wandb(self, project: str) -> None:
@@ -140,11 +145,11 @@ class RunLog:
 
     def _add_progress(self, resumed_at: int) -> None:
         steps = self.config.train.steps
-        if resumed_at:
-            print(f"resumed at step {resumed_at} of {steps}", flush=True)
+        if 0 < resumed_at <= steps:
+            say(f"resumed at step {resumed_at} of {steps}")
         if sys.stderr.isatty():
             bar = tqdm(total=steps, initial=resumed_at, unit="step", dynamic_ncols=True)
-            self.sinks.append(_Bar(bar))
+            self.sinks.append(_steady("progress bar", _Bar(bar)))
             self.closers.append(bar.close)
         else:
             every = self.config.logging.every
@@ -183,7 +188,7 @@ class _Lines:
             words = [_line(record, self.steps), f"{_clock(left)} left"]
             if self.ends_at < math.inf:
                 words.append(f"time limit in {_clock(max(0.0, self.ends_at - time.time()))}")
-            print(f"{time.strftime('%F %T')}  {', '.join(words)}", flush=True)
+            say(f"{time.strftime('%F %T')}  {', '.join(words)}")
 
 
 def _line(record: Record, steps: int) -> str:
@@ -200,19 +205,43 @@ def _clock(seconds: float) -> str:
     return f"{hours}:{minutes:02d}:{seconds:02d}"
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Keep the records up to a step; a half-written last line goes too."""
+def _steady(name: str, write: Callable[[Any], object]) -> Callable[[Any], None]:
+    """The same, but a failure of disk or terminal is told once and does not end the run."""
+    told: list[OSError] = []
+
+    def steady(value: Any) -> None:
+        try:
+            write(value)
+        except OSError as err:
+            if not told:
+                say(f"{name}: {err}; the run goes on", sys.stderr)
+            told.append(err)
+
+    return steady
+
+
+def drop_after(path: Path, step: int) -> None:
+    """Keep the records up to a step, move later ones to ``metrics_undone.jsonl``.
+
+    A half-written last line goes. The file gets a new name's place, so that a process that still
+    has it open writes to nothing.
+    """
     if not path.exists():
         return
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-    kept = [line for line in lines if _upto(line, step)]
+    whole = [(line, _step_of(line)) for line in lines]
+    if undone := [line for line, found in whole if found > step]:
+        with path.with_name(UNDONE).open("a", encoding="utf-8") as stream:
+            stream.write("".join(f"{line}\n" for line in undone))
     shorter = path.with_name(f".{path.name}")
-    shorter.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+    kept = "".join(f"{line}\n" for line, found in whole if 0 <= found <= step)
+    shorter.write_text(kept, encoding="utf-8")
     shorter.rename(path)
 
 
-def _upto(line: str, step: int) -> bool:
+def _step_of(line: str) -> float:
+    """Step of a record, -1 of what is none."""
     try:
-        return bool(json.loads(line)["step"] <= step)
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
-        return False
+        return -1

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from megatron_ngpt.decision import Decision
 from megatron_ngpt.run.attempts import Attempt, add, begin, close_dead, read_attempts
+from megatron_ngpt.run.claim import read
+from megatron_ngpt.run.owner import living
 
 ASKED = ("signal", "walltime")
 """Reasons for which a run ends saved, to go on later."""
@@ -24,6 +26,10 @@ def decide(run_dir: Path, job: str, restarts: int, exit_code: int, tries: int) -
         exit_code: of the launcher, for an attempt that left nothing behind.
         tries: attempts in a row without a new checkpoint after which to give up.
     """
+    held = read(run_dir)
+    ours = bool(job and held and held.claim and held.claim.job == job)  # it has just ended
+    if not ours and (owner := living(run_dir)):
+        return Decision("give up", f"{run_dir} belongs to a run that goes on: {owner}")
     close_dead(run_dir)
     mine = [a for a in read_attempts(run_dir) if a.job == job]
     if not any(a.restarts == restarts for a in mine):

@@ -42,7 +42,7 @@ def train(
         ValueError: a corpus reaches its limit of epochs before the end.
     """
     watch, now = watch or Watch(), engine.config
-    checkpointer = Checkpointer(config, engine)
+    checkpointer = Checkpointer(config, engine, watch.guard, watch.saved)
     progress = checkpointer.resume()
     plan = phases(config, progress.step, progress.tokens)
     if plan[0].config != now:
@@ -62,14 +62,18 @@ def train(
         enabled=engine.mesh.rank == 0,
         owed=bool(record),
         ends_at=watch.ends_at,
+        guard=watch.guard,
     )
+    if progress.step > goal:
+        watch.past_the_end(progress.step, goal)
     with loader, log:
         while record or (progress.step < last and not watch.ends(progress.step, "step", device)):
             if not record:
                 progress, record = _step(now, engine, loader, progress)
                 if problem := _not_finite(record):
-                    checkpointer.close()  # every rank is here, and the save under way is good
-                    raise FloatingPointError(problem)
+                    checkpointer.close()  # every rank is here, and the save under way is whole
+                    aside = checkpointer.give_up(progress.step - 1)
+                    raise FloatingPointError(f"{problem}{'; ' * bool(aside)}{aside}")
                 watch.stepped()
                 if config.train.check_every and progress.step % config.train.check_every == 0:
                     record |= check(engine)

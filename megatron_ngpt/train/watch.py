@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING
 
+from megatron_ngpt.console import say
 from megatron_ngpt.run.attempts import AttemptRecord
 from megatron_ngpt.run.checkpoints import Progress
+from megatron_ngpt.run.ledger import Entry, record
+from megatron_ngpt.run.owner import Owner
 from megatron_ngpt.train.stop import Stop
 from megatron_ngpt.train.watchdog import Watchdog
 
@@ -27,6 +31,7 @@ class Watch:
     stop: Stop = field(default_factory=Stop)
     watchdog: Watchdog | None = None
     attempt: AttemptRecord | None = None
+    owner: Owner | None = None
     ends_at: float = math.inf
     """When the time limit ends the run, in seconds since 1970."""
     step: int = 0
@@ -36,9 +41,37 @@ class Watch:
     warm: bool = False
     """Whether a step was done, so that none has to compile any more."""
 
+    entry: Entry | None = None
+    """Of the ledger, still to be written; on rank 0."""
+
     def resumed(self, step: int) -> None:
         """The run begins to train after this step."""
         self._note(resumed_at=step)
+        if self.entry and self.attempt:
+            self.guard()
+            try:
+                record(self.attempt.run_dir, replace(self.entry, step=step))
+            except OSError as err:
+                say(f"ledger.jsonl: {err}; the run goes on", sys.stderr)
+            self.entry = None
+
+    def past_the_end(self, step: int, goal: int) -> None:
+        """Nothing is left to do, since the run once had more steps."""
+        if self.attempt and self.attempt.rank == 0:
+            say(
+                f"nothing to do: the run stands at step {step}, beyond train.steps (or stop_at) = "
+                f"{goal}; raise it to go on, or name an older checkpoint in checkpoints/latest to "
+                "go back"
+            )
+
+    def guard(self) -> None:
+        """Raise OwnerLost when the run's folders are no longer this run's."""
+        if self.owner:
+            self.owner.check()
+
+    def saved(self, step: int) -> None:
+        """A checkpoint counts from now on; from the thread that writes it."""
+        self._note(saved=step)
 
     def ends(self, step: int, doing: str, device: torch.device) -> bool:
         """Whether all ranks end here, before ``doing`` what is next; collective."""

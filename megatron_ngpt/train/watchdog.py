@@ -8,6 +8,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 EXIT_CODE = 3
@@ -27,10 +28,17 @@ class Watchdog:
         limit: seconds without a beat; 0 never ends anything.
         folder: for the stacks; made when needed.
         rank: this process's.
+        may_leave: whether the folder is still this run's; otherwise the stacks go to stderr.
     """
 
-    def __init__(self, limit: float, folder: Path, rank: int) -> None:
-        self.limit, self.folder, self.rank = limit, folder, rank
+    def __init__(
+        self,
+        limit: float,
+        folder: Path,
+        rank: int,
+        may_leave: Callable[[], bool] = lambda: True,
+    ) -> None:
+        self.limit, self.folder, self.rank, self.may_leave = limit, folder, rank, may_leave
         self.grace = min(10.0, limit / 4)
         self.ended = threading.Event()
         self.thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
@@ -65,12 +73,21 @@ class Watchdog:
             f"rank {self.rank} on {socket.gethostname()}: no progress for "
             f"{time.monotonic() - since:.0f} s after step {step}, {doing}"
         )
-        self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f"rank_{self.rank:05d}.stack"
+        try:
+            self._leave(path, told)
+        except OSError as err:  # also where the file system is what stands still
+            print(f"{told}; {path}: {err}", file=sys.stderr, flush=True)
+            faulthandler.dump_traceback(all_threads=True)
+        time.sleep(self.grace)
+        os._exit(EXIT_CODE)
+
+    def _leave(self, path: Path, told: str) -> None:
+        if not self.may_leave():
+            raise PermissionError("the run is somebody else's now")
+        self.folder.mkdir(parents=True, exist_ok=True)
         with path.open("w", encoding="utf-8") as stream:
             stream.write(f"{told}\n")
             stream.flush()
             faulthandler.dump_traceback(stream, all_threads=True)
         print(f"{told}; stacks in {path}", file=sys.stderr, flush=True)
-        time.sleep(self.grace)
-        os._exit(EXIT_CODE)

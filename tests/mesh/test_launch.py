@@ -76,9 +76,12 @@ def test_missing_mpi4py_is_told_with_both_ways_out(monkeypatch):
 def test_job():
     slurm = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "n[1-2]"}
     assert read_job({}) == Job()
-    assert read_job(slurm) == Job("17", 0, "n[1-2]")
+    assert read_job(slurm) == Job("17", 0, "n[1-2]", series={"slurm  17": 0})
     again = {**slurm, "SLURM_RESTART_COUNT": "2", "SLURM_JOB_END_TIME": "1700000000"}
-    assert read_job(again) == Job("17", 2, "n[1-2]", 1700000000.0)
+    assert read_job(again) == Job("17", 2, "n[1-2]", 1700000000.0, {"slurm  17": 2})
+    torchrun = {"TORCHELASTIC_RUN_ID": "x", "TORCHELASTIC_RESTART_COUNT": "1"}
+    assert read_job(torchrun).series == {"torchrun x": 1}
+    assert read_job({**torchrun, "TORCHELASTIC_RUN_ID": "none"}).series == {}, "everybody's default"
 
 
 def test_without_local_rank():

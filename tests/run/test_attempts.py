@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_ngpt.run import attempts
 from megatron_ngpt.run.attempts import (
     TROUBLE,
     AttemptRecord,
@@ -12,6 +13,8 @@ from megatron_ngpt.run.attempts import (
     close_dead,
     read_attempts,
 )
+from megatron_ngpt.run.claim import Claim
+from megatron_ngpt.run.owner import Owner
 from megatron_ngpt.run.requeue import decide
 
 JOB = "17"
@@ -142,3 +145,26 @@ def test_a_new_checkpoint_or_a_new_job_starts_counting_anew(tmp_path):
     assert asked(tmp_path, restarts=6)[0] == "give up"
     start(tmp_path, 0, job="18")
     assert asked(tmp_path, job="18")[0] == "requeue"
+
+
+def test_the_job_of_a_second_start_gives_up_and_touches_nothing_of_the_first(tmp_path):
+    with Owner({"logging.dir": tmp_path}, Claim(job="17", started="today")):
+        start(tmp_path)
+        before = (tmp_path / "attempts.jsonl").read_bytes()
+        action, why = asked(tmp_path, job="18", exit_code=2)
+        assert action == "give up"
+        assert f"belongs to a run that goes on: process {os.getpid()} on " in why
+        assert (tmp_path / "attempts.jsonl").read_bytes() == before
+        assert asked(tmp_path)[0] == "requeue", "its own job has just ended"
+
+
+def test_a_full_disk_delays_what_became_known(tmp_path, monkeypatch, capfd):
+    record = AttemptRecord(tmp_path, rank=0)
+    with monkeypatch.context() as patched:
+        patched.setattr(attempts, "add", lambda *_, **__: (_ for _ in ()).throw(OSError("full")))
+        record.note(resumed_at=3)
+        record.note(first_step=1.0)
+    record.note(saved=4)
+    (attempt,) = read_attempts(tmp_path)
+    assert (attempt.resumed_at, attempt.first_step, attempt.saved) == (3, 1.0, 4)
+    assert capfd.readouterr().err.count("full; the run goes on") == 1

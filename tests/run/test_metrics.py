@@ -61,7 +61,7 @@ def test_other_ranks_write_nothing(tmp_path, capfd):
     "rest", [b"", b'{"step": 9, "lo', b'{"step": 4}\n\xff\x00\x00', b"\n\n[]\n"]
 )
 @pytest.mark.parametrize("resumed_at", [0, 4, 6])
-def test_steps_after_the_resumed_one_are_dropped(tmp_path, resumed_at, rest):
+def test_steps_after_the_resumed_one_are_set_apart(tmp_path, resumed_at, rest):
     config = configured(tmp_path)
     log_steps(config, range(1, 7))
     with (tmp_path / "metrics.jsonl").open("ab") as stream:
@@ -69,6 +69,10 @@ def test_steps_after_the_resumed_one_are_dropped(tmp_path, resumed_at, rest):
     kept = list(range(1, resumed_at + 1)) + [4] * (b"4}" in rest and resumed_at >= 4)
     log_steps(config, range(resumed_at + 1, 9), resumed_at)
     assert steps_in(tmp_path) == kept + list(range(resumed_at + 1, 9))
+    undone = tmp_path / "metrics_undone.jsonl"
+    lines = undone.read_text().splitlines() if undone.exists() else []
+    again = [4] if b"4}" in rest and resumed_at < 4 else []
+    assert [json.loads(line)["step"] for line in lines] == [*range(resumed_at + 1, 7), *again]
 
 
 def test_lines_without_a_terminal(tmp_path, capfd):

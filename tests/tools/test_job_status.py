@@ -1,8 +1,11 @@
 import json
+import os
 
 import pytest
 
 from megatron_ngpt.run.attempts import add, begin
+from megatron_ngpt.run.claim import Claim
+from megatron_ngpt.run.owner import Owner
 from tests.tools.commands import tool
 
 
@@ -38,6 +41,7 @@ def test_a_run_at_a_glance(tmp_path, capsys):
     assert "steps 81 to 100: 4.00 steps/s" in lines
     assert "0:00:38 of " in out
     assert "went into steps that count; 7 steps were lost" in out
+    assert lines[-3] == "owner: none"
     assert lines[-2] == f"newest checkpoint: step 40 in {tmp_path}/checkpoints, 0:00:00 old"
     assert lines[-1] == "the run is done"
 
@@ -45,8 +49,11 @@ def test_a_run_at_a_glance(tmp_path, capsys):
 def test_a_run_that_still_works_is_not_called_dead(tmp_path, capsys):
     run_with_a_killed_attempt(tmp_path)
     before = (tmp_path / "attempts.jsonl").read_bytes()
-    assert tool("job_status").main([str(tmp_path)]) == 0
+    with Owner({"logging.dir": tmp_path}, Claim(job="12")):
+        assert tool("job_status").main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
+    assert f"owner: process {os.getpid()} on " in out
+    assert ", job 12, since , which lives" in out
     assert "40 to 100      running, or killed" in out
     assert "last sign of life 0 s ago" in out
     assert (tmp_path / "attempts.jsonl").read_bytes() == before, "looking changes nothing"

@@ -1,5 +1,6 @@
 """pretrain_ngpt.py as a user runs it."""
 
+import json
 import math
 
 import numpy as np
@@ -14,6 +15,7 @@ from megatron_ngpt.data.loader import train_loader
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.run.checkpoints import checkpoints
+from megatron_ngpt.run.ledger import read_ledger
 from tests.distributed import run
 from tests.jobs import Finished, forked, metrics, pretrain, train_on, words
 
@@ -123,7 +125,11 @@ def test_another_model_in_the_folder_is_refused(toy_corpus, tmp_path):
 def test_a_loss_that_is_no_number_ends_the_run(toy_corpus, tmp_path):
     sections = {"model": {"architecture": "gpt"}, "optim": {"lr": 1e30, "grad_clip": 0}}
     done = forked(words(toy_corpus, tmp_path, **sections, checkpoint={"every": 1}))
-    assert "loss is nan at step 2: lower optim.lr" in reason(done, code=1)
+    told = reason(done, code=1)
+    assert "loss is nan at step 2: lower optim.lr" in told
+    assert "was moved to " in told
+    assert "not_finite_step_00000001, there is none before" in told
+    assert not checkpoints(tmp_path / "checkpoints")
     assert [record["step"] for record in metrics(tmp_path)] == [1]
 
 
@@ -136,17 +142,43 @@ def test_a_save_that_fails_ends_the_run(toy_corpus, tmp_path):
     assert not checkpoints(tmp_path / "checkpoints")
 
 
-def test_when_no_checkpoint_is_whole_training_starts_anew_and_says_so(toy_corpus, tmp_path):
+def test_when_the_checkpoints_are_gone_only_start_over_begins_anew(toy_corpus, tmp_path):
     arguments = words(toy_corpus, tmp_path, train={"steps": 2})
     assert forked(arguments).code == 0
     before = metrics(tmp_path)
     (tmp_path / "checkpoints" / "step_00000002" / "index.json").write_text("{}")
-    done = forked(arguments)
+    damaged = forked(arguments)
+    assert damaged.code == 2, damaged
+    assert "damaged checkpoint, moved to " in damaged.err
+    assert "no whole checkpoint is left there" in damaged.err
+    gone = reason(forked(arguments), code=2)
+    assert "attempts.jsonl says that this run saved step 2 in " in gone
+    assert metrics(tmp_path) == before, "nothing was lost"
+    done = forked([*arguments, "--checkpoint.start_over", "true"])
     assert done.code == 0, done
-    damaged, anew = done.err.splitlines()
-    assert damaged.startswith("damaged checkpoint, moved to "), done
-    assert anew.endswith("TRAINING STARTS FROM THE BEGINNING"), done
     assert [r["loss"] for r in metrics(tmp_path)] == [r["loss"] for r in before]
+    undone = (tmp_path / "metrics_undone.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in undone] == before
+
+
+def test_another_seed_is_refused_and_another_rate_is_told(toy_corpus, tmp_path):
+    arguments = words(toy_corpus, tmp_path)
+    assert forked([*arguments, "--train.stop_at", "2"]).code == 0
+    refused = reason(forked([*arguments, "--train.seed", "7"]), code=2)
+    assert "train.seed: 1234 -> 7: the data are permuted anew" in refused
+    options = ["--train.seed", "7", "--train.accept_changes", "[train.seed]", "--optim.lr", "0.01"]
+    done = forked([*arguments, *options, "--train.stop_at", "4"])
+    assert done.code == 0, done
+    assert "changed at step 2, accepted: train.seed: 1234 -> 7: " in done.out
+    assert "changed at step 2: optim.lr: 0.02 -> 0.01: " in done.out
+    first, second = read_ledger(tmp_path)
+    assert (first.step, second.step, second.attempt, second.accepted) == (0, 2, 3, ["train.seed"])
+    assert second.corpora[0]["corpora"][0]["identity"]["documents"] == 60
+    over = forked([*arguments, *options, "--train.steps", "3"])
+    assert over.code == 0, over
+    assert (
+        "nothing to do: the run stands at step 4, beyond train.steps (or stop_at) = 3" in over.out
+    )
 
 
 def test_rank_0_alone_speaks_and_torchrun_does_not_silence_it(toy_corpus, tmp_path):

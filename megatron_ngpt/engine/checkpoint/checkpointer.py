@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
@@ -32,12 +33,13 @@ from megatron_ngpt.run.checkpoints import (
     Progress,
     begin,
     checkpoints,
-    clear_temporary,
     newest_here,
     point_latest,
     publish,
     read_progress,
     set_aside,
+    settle,
+    step_of,
 )
 from megatron_ngpt.run.durable import DamagedCheckpoint, write_durably
 from megatron_ngpt.run.failed import SaveFailed
@@ -64,10 +66,20 @@ class Checkpointer:
     Args:
         config: the run's; its ``checkpoint`` section says where, how many and how.
         engine: whose state it is.
+        guard: called before each change of the folder on rank 0; raises when it is no longer
+            this run's.
+        published: told each step whose checkpoint counts from now on, on rank 0.
     """
 
-    def __init__(self, config: Config, engine: Engine) -> None:
+    def __init__(
+        self,
+        config: Config,
+        engine: Engine,
+        guard: Callable[[], None] = lambda: None,
+        published: Callable[[int], None] = lambda _: None,
+    ) -> None:
         self.config, self.engine = config, engine
+        self.guard, self.published = guard, published
         self.folder = Path(config.checkpoint_dir)
         self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
         # its own group: background collectives must not mix with training's
@@ -76,8 +88,10 @@ class Checkpointer:
         self.pending: Future[None] | None = None
         self.staged: dict[str, Boxes] | None = None
         if self.rank == 0:
+            self.guard()
             self.folder.mkdir(parents=True, exist_ok=True)
-            clear_temporary(self.folder)
+            for line in settle(self.folder):
+                self._tell(line)
         dist.barrier(self.group)
 
     def save(self, progress: Progress) -> None:
@@ -120,7 +134,7 @@ class Checkpointer:
         writer = Writer(
             self.rank,
             begin=lambda: self._begin(progress),
-            whole=lambda temporary: publish(temporary, self.config.checkpoint.keep),
+            whole=lambda temporary: self._publish(temporary, progress.step),
         )
         try:
             dcp.save(
@@ -134,10 +148,16 @@ class Checkpointer:
 
     def _begin(self, progress: Progress) -> Path:
         """Coordinator only: the folder to write into, with what is no tensor already there."""
+        self.guard()
         temporary = begin(self.folder, progress.step)
         save_config(self.config, temporary / "config.yaml")
         write_durably(temporary / STATE, json.dumps(self._facts(progress), indent=1))
         return temporary
+
+    def _publish(self, temporary: Path, step: int) -> None:
+        self.guard()
+        publish(temporary, self.config.checkpoint.keep)
+        self.published(step)
 
     def _facts(self, progress: Progress) -> dict:
         degrees = dict(zip(AXES, self.engine.mesh.degrees.shape, strict=True))
@@ -151,6 +171,7 @@ class Checkpointer:
         Damaged ones are reported, renamed to ``damaged_step_...`` and passed over.
 
         Raises:
+            ValueError: all are damaged, and checkpoint.start_over is not set.
             ValueError: the checkpoint is of another model or of another version's format.
         """
         names = [[path.name for path in checkpoints(self.folder)] if self.rank == 0 else None]
@@ -161,11 +182,32 @@ class Checkpointer:
                 return self._load(checkpoint)
             if self.rank == 0:
                 self._tell(f"damaged checkpoint, moved to {set_aside(checkpoint)}: {damage}")
+        if names[0] and not self.config.checkpoint.start_over:
+            raise ValueError(
+                f"checkpoint.dir = {self.folder}: no whole checkpoint is left there; bring one "
+                "back from elsewhere, or set checkpoint.start_over to begin at step 1 again"
+            )
         if names[0]:
             self._tell(f"no whole checkpoint in {self.folder}: TRAINING STARTS FROM THE BEGINNING")
         if self.rank == 0:
             (self.folder / LATEST).unlink(missing_ok=True)
         return Progress()
+
+    def give_up(self, step: int) -> str:
+        """Set aside the checkpoint of a step, which leads to numbers that are not finite.
+
+        Returns:
+            What was done, "" where there is no such checkpoint. On rank 0; nothing on others.
+        """
+        found = checkpoints(self.folder) if self.rank == 0 else []
+        if not found or step_of(found[0]) != step:
+            return ""
+        self.guard()
+        aside = set_aside(found[0], "not_finite")
+        if found[1:]:
+            point_latest(found[1])
+        before = f"step {step_of(found[1])} is taken next" if found[1:] else "there is none before"
+        return f"the checkpoint that leads there was moved to {aside}, {before}"
 
     def _tell(self, message: str) -> None:
         if self.rank == 0:

@@ -234,7 +234,7 @@ def _resume_nothing(mesh, folder: Path):
         for checkpoint in checkpointer.folder.glob("step_*"):
             (checkpoint / "index.json").unlink()
     dist.barrier()
-    engine, checkpointer = build(mesh, folder)
+    engine, checkpointer = build(mesh, folder, checkpoint={"start_over": True})
     progress, told = resume_told(checkpointer)
     dist.barrier()
     unchanged = same(initial, whole_state(engine))

@@ -96,7 +96,7 @@ def test_a_save_may_die_after_any_change_of_the_file_system(tmp_path):
     found = run(1, _kill_everywhere, tmp_path)[0]
     steps = [progress.step for _, _, progress, _, _, _, _ in found]
     published = steps.index(3)
-    assert found[published][0] == "os.rename .writing_step_00000003"
+    assert found[published][0].startswith("os.rename .writing_step_00000003_")
     assert steps == [2] * published + [3] * (len(found) - published)
     assert sum("rank_00000_" in last for last, *_ in found) > 2, "among the files with tensors"
     assert len(found) - published > 8, "old checkpoints are deleted file by file"
