@@ -170,9 +170,10 @@ def tell_plan(
     config: Config, plan: Sequence[Phase], degrees: Degrees, device: torch.device
 ) -> None:
     """Print who is where in every phase to come, and which stages there will not be."""
-    for phase in plan:
+    for number, phase in enumerate(plan):
         notes = list(device_notes(phase.config, degrees, device))
-        say(phase.heading + degrees_table(phase.config, degrees, notes))
+        heading = phase.heading if number else ""  # a start is where the run stands
+        say(heading + degrees_table(phase.config, degrees, notes))
     for line in unreached(config, plan):
         say(f"  note: {line}")
 
