@@ -11,6 +11,7 @@ import numpy as np
 from megatron_ngpt.console import tool
 from megatron_ngpt.data.bulk import load_tokenizer
 from megatron_ngpt.data.indexed import IndexedDataset
+from megatron_ngpt.data.largest import largest_id
 from megatron_ngpt.data.pairs.info import lengths_of
 from megatron_ngpt.data.pairs.manifest import manifest_of, verify
 from megatron_ngpt.data.provenance import Provenance, check_tokenizer
@@ -48,7 +49,10 @@ def _show(options: argparse.Namespace) -> None:
     print(lengths.table())
     if options.png:
         lengths.draw(options.png, dataset.prefix)
-    if manifest := manifest_of(dataset):
+    manifest = manifest_of(dataset)
+    if manifest is None or manifest.get("largest_id") is None:
+        print(f"largest id {largest_id(dataset)}")  # kept beside the pair for training to find
+    if manifest:
         told = ("made_by", "tokenizer", "eod", "options", "refused", "removed", "special_texts")
         for name in (*told, "largest_id"):
             if manifest.get(name) is not None and manifest[name] != {}:
