@@ -24,6 +24,18 @@ def uses_low_precision_copy(config: Config) -> bool:
     return config.train.dtype == "bf16" and replicated
 
 
+def needs_deepspeed(config: Config, replicas: int) -> bool:
+    """Whether the step runs through DeepSpeed: with ranks to share something among, or when
+    engine.deepspeed_overrides asks something of it. One replica alone has nothing to partition,
+    reduce or gather (engine/direct.py), whatever optim.zero_stage is.
+
+    Args:
+        config: of the run.
+        replicas: ranks that see other tokens, dp * cp.
+    """
+    return replicas > 1 or bool(config.engine.deepspeed_overrides)
+
+
 def deepspeed_config(config: Config, dp: int, parameters: int = BUCKET) -> dict[str, Any]:
     """DeepSpeed's configuration for this run on ``dp`` data-parallel ranks.
 

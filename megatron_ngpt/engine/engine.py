@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from megatron_ngpt.config import IGNORED, Config
-from megatron_ngpt.config.deepspeed import deepspeed_config
-from megatron_ngpt.engine import zero
+from megatron_ngpt.config.deepspeed import needs_deepspeed
+from megatron_ngpt.engine import direct, zero
 from megatron_ngpt.engine.masters import Masters
 from megatron_ngpt.engine.optimizer import build_optimizer, set_learning_rate
-from megatron_ngpt.engine.overrides import overridden
 from megatron_ngpt.engine.schedule import angle_cap
 from megatron_ngpt.mesh.mesh import Mesh
-from megatron_ngpt.model.spec import parameter_count, parameter_table
+from megatron_ngpt.model.spec import parameter_table
 from megatron_ngpt.ops.attention import pick_attention
 from megatron_ngpt.ops.documents import targets_within
-from megatron_ngpt.parallel.apply import build_parts, table_parameters
+from megatron_ngpt.parallel.apply import build_parts
 from megatron_ngpt.parallel.context import (
     Inputs,
     gather_sequences,
@@ -62,22 +61,16 @@ class Engine:
         self.shards = {n: local_shard(s, mesh.degrees, tp) for n, s in self.table.items()}
         stages = stage_map(config)
         mine = [stages.parts[number] for number in stages.of_rank(mesh.index("pp"))]
-        settings = deepspeed_config(config, mesh.degrees.dp, parameter_count(config.model))
-        deepspeed = zero.prepare(mesh.device)
         attend = pick_attention(config.engine.attention, mesh.device, dtype)
-        with overridden(deepspeed, settings, config.engine.deepspeed_overrides):
-            with zero.construction(deepspeed, settings, mesh):
-                model = build_parts(config, mesh, mine, dtype, attend)
-            self.deepspeed = zero.start(
-                deepspeed,
-                model,
-                self.table,
-                self.shards,
-                settings,
-                lambda: build_optimizer(table_parameters(model), self.table, config),
-                dtype,
-                mesh,
-            )
+        start = zero.start if needs_deepspeed(config, mesh.degrees.replicas) else direct.start
+        self.deepspeed: Any = start(
+            config,
+            mesh,
+            self.table,
+            self.shards,
+            lambda: build_parts(config, mesh, mine, dtype, attend),
+            lambda named: build_optimizer(named, self.table, config),
+        )
         self.optimizer = zero.inner_optimizer(self.deepspeed)
         self.masters = Masters(
             self.deepspeed, mesh, self.table, self.shards, config.optim.angle_cap
@@ -89,7 +82,7 @@ class Engine:
             # torch's pipelines bring its compiler along, seconds that others do not have to wait
             from megatron_ngpt.parallel.pipeline import Pipeline
 
-            self.pipeline = Pipeline(config, mesh, stages, model)
+            self.pipeline = Pipeline(config, mesh, stages, self.deepspeed.module)
 
     def train_step(self, tokens: Tensor, targets: Tensor, lr: float) -> StepResult:
         """One optimizer step on this rank's share of the global batch.
@@ -134,24 +127,29 @@ class Engine:
 
     @torch.no_grad()
     def _clip(self) -> Tensor | None:
-        """Clip at stage 0, where DeepSpeed would not report the norm; ZeRO does it in its step."""
-        if self.config.optim.zero_stage:
+        """Clip where every rank holds whole gradients; ZeRO does it in its step."""
+        if self.masters.sharded:
             return None
-        square = torch.zeros((), device=self.mesh.device)
-        gradients = []
-        for name, parameter in table_parameters(self.deepspeed.module):
-            assert parameter.grad is not None
-            gradients.append(parameter.grad)
-            if not self.shards[name].replicated or self.mesh.index("tp") == 0:
-                square += parameter.grad.float().square().sum()
-        dist.all_reduce(square, group=self.mesh.model_group)
+        gradients, squares = [], []
+        for fragment in self.masters.fragments:
+            gradient = fragment.flat.grad
+            assert gradient is not None
+            gradients.append(gradient)
+            if not fragment.shard.replicated or self.mesh.index("tp") == 0:
+                # row by row: over a whole matrix torch's sum in fp32 is off by 1e-4
+                squares.append(torch.linalg.vector_norm(gradient, dim=-1).square().sum())
+        square = torch.stack(squares).sum()
+        if self.mesh.model_group.size() > 1:
+            dist.all_reduce(square, group=self.mesh.model_group)
         norm = square.sqrt()
         limit = self.config.optim.grad_clip or float("inf")
-        torch._foreach_mul_(gradients, torch.clamp(limit / (norm + 1e-6), max=1.0))
+        factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
+        if norm.is_cuda or factor < 1:  # not asked of a GPU, which would stop for it
+            torch._foreach_mul_(gradients, factor)
         return norm
 
     def close(self) -> None:
-        """Take DeepSpeed's hooks away, so that the memory can be had for another engine."""
+        """Take the hooks away, so that the memory can be had for another engine."""
         self.deepspeed.destroy()
 
     @torch.no_grad()
@@ -207,7 +205,8 @@ class Engine:
     def mean(self, value: Tensor) -> float:
         """Average of a scalar over dp and cp, of the last stage where there is a pipeline."""
         value = value / self.mesh.degrees.replicas
-        dist.all_reduce(value, group=self.mesh.replica_group)
+        if self.mesh.degrees.replicas > 1:
+            dist.all_reduce(value, group=self.mesh.replica_group)
         if self.mesh.degrees.pp > 1:
             dist.all_reduce(value, group=self.mesh.group("pp"))
         return float(value)

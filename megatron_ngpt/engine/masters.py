@@ -25,7 +25,7 @@ class Masters:
     """This rank's fragments of the unsharded parameters, whatever tp, pp and ZeRO stage.
 
     Args:
-        deepspeed: engine that owns them.
+        deepspeed: engine that owns them, DeepSpeed's or ours.
         mesh: where the ranks are.
         table: every parameter of the unsharded model.
         shards: the tensor-parallel piece of each.
@@ -120,7 +120,7 @@ class Masters:
         whole = torch.zeros(self.table[name].shape, device=self.mesh.device)
         for own_name, parameter in table_parameters(self.deepspeed.module):
             if own_name == name:
-                piece, shard = zero.full_gradient(parameter), self.shards[name]
+                piece, shard = zero.full_gradient(self.deepspeed, parameter), self.shards[name]
                 piece = piece.reshape(shard.shape)[tuple(slice(size) for size in shard.real)]
                 if self._speaks_for(name):
                     _crop(whole, Rectangle(shard.origin, shard.real, 0, 0)).copy_(piece)

@@ -8,25 +8,27 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from megatron_ngpt.config import Config
+from megatron_ngpt.config.deepspeed import deepspeed_config
+from megatron_ngpt.engine.direct import BuildModel, BuildOptimizer, Direct
 from megatron_ngpt.engine.fragment import Fragment
 from megatron_ngpt.engine.mpu import Mpu
+from megatron_ngpt.engine.overrides import overridden
 from megatron_ngpt.extras import require
 from megatron_ngpt.mesh.mesh import Mesh
-from megatron_ngpt.model.spec import ParameterSpec
+from megatron_ngpt.model.spec import ParameterSpec, parameter_count
 from megatron_ngpt.parallel.apply import Parts, table_parameters
 from megatron_ngpt.parallel.shard import Shard
 
-BuildOptimizer = Callable[[], torch.optim.Optimizer]
 
-
-def prepare(device: torch.device) -> Any:
+def _prepare(device: torch.device) -> Any:
     """Import DeepSpeed for a device, quietly, joined to the existing process group."""
     deepspeed = require("deepspeed", "", "training")
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
@@ -55,7 +57,7 @@ def _import_muon() -> None:
         compiler.compile = compiling
 
 
-def construction(deepspeed: Any, settings: dict[str, Any], mesh: Mesh) -> AbstractContextManager:
+def _construction(deepspeed: Any, settings: dict[str, Any], mesh: Mesh) -> AbstractContextManager:
     """Context in which to build the model: at stage 3 parameters are partitioned as they appear."""
     if settings["zero_optimization"]["stage"] < 3:
         return nullcontext()
@@ -67,24 +69,45 @@ def construction(deepspeed: Any, settings: dict[str, Any], mesh: Mesh) -> Abstra
 
 
 def start(
+    config: Config,
+    mesh: Mesh,
+    table: Mapping[str, ParameterSpec],
+    shards: Mapping[str, Shard],
+    build_model: BuildModel,
+    build_optimizer: BuildOptimizer,
+) -> Any:
+    """A DeepSpeedEngine around the model ``build_model()``, its optimizer made by
+    ``build_optimizer`` of the parameters by name."""
+    settings = deepspeed_config(config, mesh.degrees.dp, parameter_count(config.model))
+    deepspeed = _prepare(mesh.device)
+    with overridden(deepspeed, settings, config.engine.deepspeed_overrides):
+        with _construction(deepspeed, settings, mesh):
+            model = build_model()
+        return _initialised(
+            deepspeed, model, config, mesh, table, shards, settings, build_optimizer
+        )
+
+
+def _initialised(
     deepspeed: Any,
     model: Parts,
+    config: Config,
+    mesh: Mesh,
     table: Mapping[str, ParameterSpec],
     shards: Mapping[str, Shard],
     settings: dict[str, Any],
     build_optimizer: BuildOptimizer,
-    dtype: torch.dtype,
-    mesh: Mesh,
 ) -> Any:
-    """A DeepSpeedEngine around the model, its optimizer made by ``build_optimizer()``."""
+    """DeepSpeed's engine of a model that is built."""
     named = list(table_parameters(model))
+    low = config.train.dtype != "fp32"
     for name, parameter in named:
         # norms count a shard on every tensor-parallel rank, a replicated parameter on the first
         split = not shards[name].replicated
         _mark(parameter, tensor_model_parallel=split, model_parallel=split)
-        if settings["zero_optimization"]["stage"] == 3 and not table[name].keeps_fp32:
+        if low and config.optim.zero_stage == 3 and not table[name].keeps_fp32:
             # gather in bf16: half the traffic, and the values are cast at use anyway
-            _mark(parameter, **({} if dtype == torch.float32 else {"comm_dtype": dtype}))
+            _mark(parameter, comm_dtype=torch.bfloat16)
 
     def optimizer_once_cast(_: Any) -> torch.optim.Optimizer:
         # DeepSpeed has just cast every parameter to bf16; scaling vectors go back to fp32 before
@@ -92,7 +115,7 @@ def start(
         for name, parameter in named:
             if table[name].keeps_fp32:
                 parameter.data = parameter.data.float()
-        return build_optimizer()
+        return build_optimizer(named)
 
     engine, *_ = deepspeed.initialize(
         model=model,
@@ -134,16 +157,17 @@ _Piece = tuple[nn.Parameter, int, int, Tensor, int, int]
 
 def _pieces(engine: Any) -> Iterator[_Piece]:
     stage = engine.zero_optimization_stage()
+    if isinstance(engine, Direct):
+        return _whole(engine.masters)
     if stage == 0:
-        return _whole(engine.basic_optimizer)
+        return _whole({p: p for g in engine.basic_optimizer.param_groups for p in g["params"]})
     return _partitioned(engine.optimizer) if stage == 3 else _replicated(engine.optimizer)
 
 
-def _whole(optimizer: torch.optim.Optimizer) -> Iterator[_Piece]:
-    """Stage 0: the parameters are the masters, each its own flat tensor."""
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
-    for number, parameter in enumerate(parameters):
-        yield parameter, 0, parameter.numel(), parameter, 0, number
+def _whole(masters: Mapping[nn.Parameter, nn.Parameter]) -> Iterator[_Piece]:
+    """Nothing is sharded: every master its own flat tensor, all of them stepped together."""
+    for parameter, master in masters.items():
+        yield parameter, 0, master.numel(), master, 0, 0
 
 
 def _replicated(zero: Any) -> Iterator[_Piece]:
@@ -175,6 +199,8 @@ def _partitioned(zero: Any) -> Iterator[_Piece]:
 
 def refresh_copies(engine: Any) -> None:
     """Make every parameter what its masters say, after they were written from outside."""
+    if isinstance(engine, Direct):
+        return engine.refresh_copies()
     stage, zero = engine.zero_optimization_stage(), engine.optimizer
     if stage in (1, 2):
         zero.update_lp_params()
@@ -189,6 +215,8 @@ def refresh_copies(engine: Any) -> None:
 
 def reduce_after_pipeline(engine: Any) -> None:
     """Average gradients over dp once all micro-batches went through the pipeline."""
+    if isinstance(engine, Direct):
+        return
     engine.set_gradient_accumulation_boundary(True)
     if engine.zero_optimization_stage() == 1:
         engine.optimizer.set_gradient_accumulation_boundary(True)
@@ -197,8 +225,12 @@ def reduce_after_pipeline(engine: Any) -> None:
         engine.allreduce_gradients()
 
 
-def full_gradient(parameter: nn.Parameter) -> Tensor:
+def full_gradient(engine: Any, parameter: nn.Parameter) -> Tensor:
     """Whole averaged fp32 gradient after backward, before the step; collective at stages 1 to 3."""
+    if isinstance(engine, Direct):
+        mine = engine.masters[parameter].grad
+        assert mine is not None
+        return mine
     utilities = require("deepspeed.utils", "", "training")
     gradient: Tensor = utilities.safe_get_full_grad(parameter)
     return gradient.float()

@@ -1,10 +1,12 @@
 """Bytes of weights, gradients and optimizer state on one rank, from the parameter table alone.
 
-DeepSpeed has four ways of keeping them, chosen by stage, dtype and pp (config/deepspeed.py). With
-n parameters in a rank's model, dp ranks and fp32 unless stated, padding left out:
+DeepSpeed has four ways of keeping them, chosen by stage, dtype and pp (config/deepspeed.py); one
+replica alone has its own (engine/direct.py). With n parameters in a rank's model, dp ranks and fp32
+unless stated, padding left out:
 
     stage                  weights             gradients           masters and Adam
-    0                      4n, the masters     4n                  8n
+    0, one replica         4n, the masters     4n                  8n
+    one, bf16 copies       2n                  4n                  12n
     1, bf16, no pipeline   2n                  4n summed, 2n new   12n / dp
     1 otherwise            4n                  4n                  12n / dp
     2                      2n bf16, 4n fp32    4n / dp             12n / dp
@@ -24,7 +26,12 @@ from itertools import accumulate
 from typing import Any
 
 from megatron_ngpt.config import Config, ModelConfig
-from megatron_ngpt.config.deepspeed import BUCKET, deepspeed_config, uses_low_precision_copy
+from megatron_ngpt.config.deepspeed import (
+    BUCKET,
+    deepspeed_config,
+    needs_deepspeed,
+    uses_low_precision_copy,
+)
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.model.part import Part
 from megatron_ngpt.model.spec import ParameterSpec, parameter_count, parameter_table
@@ -80,7 +87,7 @@ class RankState:
         vectors: elements of each scaling vector, in the optimizer's order, tp's share.
         matrices: elements of each matrix, likewise, tp's padding included.
         dp: ranks that share the optimizer state, those of cp among them.
-        stage: of ZeRO.
+        stage: of ZeRO; 0 for one replica alone.
         copies: whether the matrices are bf16 copies beside fp32 masters.
         settings: DeepSpeed's ``zero_optimization`` section.
         remembers: whether it keeps the matrices before a step, to cap angles.
@@ -103,7 +110,7 @@ class RankState:
             vectors=vectors,
             matrices=matrices,
             dp=degrees.replicas,
-            stage=config.optim.zero_stage,
+            stage=config.optim.zero_stage if needs_deepspeed(config, degrees.replicas) else 0,
             copies=uses_low_precision_copy(config),
             settings=deepspeed["zero_optimization"],
             remembers=config.optim.angle_cap > 0,
@@ -117,11 +124,12 @@ class RankState:
     @property
     def weights(self) -> int:
         """Bytes of the parameters that forward and backward read."""
+        matrix = BF16 if self.copies else FP32
         if self.stage == 0:
-            return FP32 * self.parameters
+            return FP32 * sum(self.vectors) + matrix * sum(self.matrices)
         if self.stage < 3:
             vectors, matrices = (self.dp * size for size in self._partitions())
-            return FP32 * vectors + (BF16 if self.copies else FP32) * matrices
+            return FP32 * vectors + matrix * matrices
         return FP32 * (sum(self._partitions()) + sum(self._persistent()))
 
     @property
@@ -131,7 +139,8 @@ class RankState:
         if self.stage == 0:  # and one step count per parameter
             before = FP32 * sum(self.matrices) * self.remembers
             counts = len(self.vectors) + len(self.matrices)
-            return 2 * FP32 * self.parameters + FP32 * counts + before
+            masters = FP32 * sum(self.matrices) * self.copies
+            return masters + 2 * FP32 * self.parameters + FP32 * counts + before
         vectors, matrices = self._partitions()
         return 3 * FP32 * (vectors + matrices) + FP32 * matrices * self.remembers + 2 * FP32
 
@@ -146,7 +155,7 @@ class RankState:
             return FP32 * sum(self._partitions())
         if self.stage == 2:
             return FP32 * self._touched(dp_index)
-        if self.copies:
+        if self.copies and self.stage == 1:
             padded = self.dp * sum(self._partitions())
             return FP32 * (padded + sum(self.vectors)) + BF16 * sum(self.matrices)
         return FP32 * self.parameters

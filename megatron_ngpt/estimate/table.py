@@ -152,7 +152,8 @@ def differences(config: Config, degrees: Degrees) -> Iterator[str]:
         reason = "a pipeline" if degrees.pp > 1 else f"ZeRO {config.optim.zero_stage}"
         yield f"with {reason} bf16 runs keep fp32 weights and cast them where they are used"
     if config.optim.zero_stage and degrees.replicas == 1:
-        yield f"dp = 1: ZeRO {config.optim.zero_stage} has no ranks to shard over"
+        alone = "" if config.engine.deepspeed_overrides else ": the step goes without DeepSpeed"
+        yield f"dp = 1: ZeRO {config.optim.zero_stage} has no ranks to shard over{alone}"
     padded = degrees.tp * local_rows(config.model.vocab_size, degrees.tp)
     if padded != config.model.vocab_size:
         yield f"the vocabulary of {config.model.vocab_size} is padded to {padded} rows over tp"

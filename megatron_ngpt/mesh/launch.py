@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from megatron_ngpt.mesh.allocator import keep_freed_memory
 from megatron_ngpt.mesh.mpi import agree_on_address
 
 if TYPE_CHECKING:
@@ -164,6 +165,8 @@ def start(launch: Launch, device: torch.device) -> None:
     # DeepSpeed reads these two there, whoever launched
     os.environ["LOCAL_RANK"] = str(launch.local_rank)
     os.environ["DS_ACCELERATOR"] = device.type
+    if device.type == "cpu":
+        keep_freed_memory()
     backend = "gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl"
     if launch.world_size == 1:
         store: dist.Store = dist.HashStore()

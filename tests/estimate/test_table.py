@@ -29,7 +29,8 @@ def test_alone():
     )
     assert lines[1].startswith("pp 0        rank 0: embedding + layers 0-35 + head; 1,026.2 M")
     assert [line.split()[0] for line in lines] == ["ngpt", "pp", "memory", "batch", "note"]
-    assert lines[-1] == "note        dp = 1: ZeRO 1 has no ranks to shard over"
+    alone = "dp = 1: ZeRO 1 has no ranks to shard over: the step goes without DeepSpeed"
+    assert lines[-1] == f"note        {alone}"
 
 
 def test_who_is_where():
