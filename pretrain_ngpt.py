@@ -117,6 +117,10 @@ def pretrain(config: Config, launch: Launch, watch: Watch) -> None:
     degrees = Degrees.of(config.parallel, launch.world_size)
     config = fit_micro_batch(config, degrees.dp)
     check_topology(config, degrees)
+    if config.train.compile:
+        from megatron_ngpt.parallel.compiled import keep_compiled
+
+        keep_compiled(config)
     stages, valid = open_corpora(config.data)
     config, corpora_notes = check_corpora(config, stages, valid)
     device = pick_device(config.engine.device, launch.local_rank)

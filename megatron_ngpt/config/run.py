@@ -168,6 +168,10 @@ class TrainConfig:
     compile: bool = False
     """Compile the blocks with torch.compile."""
 
+    compile_cache: str = ""
+    """Folder where compiled blocks are kept for later starts and other ranks; empty means
+    logging.dir/compile_cache. TORCHINDUCTOR_CACHE_DIR in the environment goes before it."""
+
     check_every: int = 500
     """Steps between checks that replicated parameters are equal on all their ranks, and of how far
     unit vectors are from length 1; 0 means never."""

@@ -18,6 +18,7 @@ from megatron_ngpt.model.ngpt import NGPT, Block
 from megatron_ngpt.model.part import Part
 from megatron_ngpt.model.spec import parameter_table
 from megatron_ngpt.ops.attention import Attend
+from megatron_ngpt.parallel.compiled import compile_blocks
 from megatron_ngpt.parallel.context import context_attention
 from megatron_ngpt.parallel.shard import local_model, local_shard
 from megatron_ngpt.parallel.tensor import apply_tensor_parallel
@@ -72,8 +73,7 @@ def build_parts(
             apply_tensor_parallel(part, vocabulary, mesh.group("tp"))
         _save_memory(part, config.train)
         if config.train.compile:
-            for block in part.blocks.values():
-                block.compile()
+            compile_blocks(part.blocks)
     return built
 
 
