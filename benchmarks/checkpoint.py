@@ -6,15 +6,18 @@
 On two ranks with ZeRO-1: GB/s of a synchronous save (all files on disk, checksums and index
 included) and of a resume (checksums verified), against one process that writes and syncs, and
 reads, as many bytes in one file; and the seconds that training stands still for a synchronous and
-for an asynchronous save. Rounds are interleaved; ratios are taken round by round.
+for an asynchronous save. Rounds are interleaved; ratios are taken round by round. Extra memory is
+what the process of rank 0 grows by at most during a save, whose copy of the state was there before,
+and during a load (Linux only).
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -79,21 +82,49 @@ def measure(device: torch.device, argument: Any) -> dict[str, Any]:
     tokens = torch.zeros(1, config.train.micro_batch, config.data.seq_len, dtype=torch.int64)
     tokens = tokens.to(device)
     seconds: dict[str, list[float]] = {}
+    extra: dict[str, list[float]] = {"save": [], "load": []}
     size = 0
     for step in range(rounds + 1):  # the first is a warm-up
         engine.train_step(tokens, tokens, 1e-3)
         at = Progress(step)
+        save = GrowsBy(lambda at=at: waiting.save(at))
         found = {
-            "save": _together(lambda at=at: waiting.save(at), device),
+            "save": _together(save, device),
             "pause, asynchronous": _together(lambda at=at: going_on.save(at), device),
         }
         going_on.wait()
         size = _bytes(checkpoints(Path(f"{folder}/waiting"))[0])
-        found["load"] = _together(waiting.resume, device)
+        load = GrowsBy(waiting.resume)
+        found["load"] = _together(load, device)
+        for name, grown in (("save", save.bytes), ("load", load.bytes)) if step else ():
+            extra[name].append(grown)
         found |= _plain(Path(folder) / "plain", size, device)
         for name, value in found.items() if step else ():
             seconds.setdefault(name, []).append(value)
-    return {"bytes": size, "seconds": seconds}
+    return {"bytes": size, "seconds": seconds, "extra_bytes": extra}
+
+
+class GrowsBy:
+    """Work, and by how many bytes the process grew at most while it was done."""
+
+    def __init__(self, work: Callable[[], object]) -> None:
+        self.work, self.bytes = work, math.nan
+
+    def __call__(self) -> None:
+        """Do it. The kernel's record of the largest size is begun anew where it can be."""
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+            before = _kilobytes("VmRSS")
+        except OSError:
+            self.work()
+            return
+        self.work()
+        self.bytes = (_kilobytes("VmHWM") - before) * 1024.0
+
+
+def _kilobytes(entry: str) -> int:
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(entry))
 
 
 def _checkpointer(config: Config, engine: Engine, folder: str, asynchronous: bool) -> Checkpointer:
@@ -147,8 +178,10 @@ def describe(results: dict[str, Any]) -> str:
         share = (
             f"{with_spread(ratio(seconds[plain], values), digits=2)} of {plain}" if plain else ""
         )
-        rows.append([name, with_spread(spread(values), 1e3, digits=0), speed, share])
-    header = ["work", "ms", "GB/s", "speed"]
+        extra = results["extra_bytes"].get(name)
+        grown = f"{spread(extra)['median'] / 2**20:,.0f}" if extra else ""
+        rows.append([name, with_spread(spread(values), 1e3, digits=0), speed, share, grown])
+    header = ["work", "ms", "GB/s", "speed", "extra MiB"]
     return f"checkpoint of {size / 1e6:,.0f} MB\n\n" + table(header, rows)
 
 
