@@ -162,8 +162,8 @@ class TrainConfig:
     backward; 0 means all at once."""
 
     loss_chunk: int = 0
-    """Tokens of each sequence whose logits are in memory at a time, computed again in backward;
-    0 means all."""
+    """Tokens of each sequence whose logits are in memory at a time; 0 means as many as suit the
+    device: 8 MiB of logits on a CPU, 256 MiB on a GPU."""
 
     compile: bool = False
     """Compile the blocks with torch.compile."""
@@ -220,6 +220,11 @@ class EngineConfig:
 
     attention: Literal["auto", "sdpa", "flash"] = "auto"
     """auto takes flash-attn when it is installed and the tensors suit it, else torch's SDPA."""
+
+    ops: Literal["auto", "reference", "cpp"] = "auto"
+    """Who computes what is no product of matrices: reference is torch; cpp, for CPUs, is C++ that
+    the first start compiles in about 10 seconds and keeps in ~/.cache/megatron_ngpt. auto takes cpp
+    on a CPU with a compiler, else the reference."""
 
     deepspeed_overrides: str = ""
     """JSON file merged over the DeepSpeed configuration derived from this one."""

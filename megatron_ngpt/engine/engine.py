@@ -19,6 +19,7 @@ from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.model.spec import parameter_table
 from megatron_ngpt.ops.attention import pick_attention
 from megatron_ngpt.ops.documents import targets_within
+from megatron_ngpt.ops.fused import pick_operations
 from megatron_ngpt.parallel.apply import build_parts
 from megatron_ngpt.parallel.context import (
     Inputs,
@@ -62,13 +63,14 @@ class Engine:
         stages = stage_map(config)
         mine = [stages.parts[number] for number in stages.of_rank(mesh.index("pp"))]
         attend = pick_attention(config.engine.attention, mesh.device, dtype)
+        ops = pick_operations(config.engine.ops, mesh.device)
         start = zero.start if needs_deepspeed(config, mesh.degrees.replicas) else direct.start
         self.deepspeed: Any = start(
             config,
             mesh,
             self.table,
             self.shards,
-            lambda: build_parts(config, mesh, mine, dtype, attend),
+            lambda: build_parts(config, mesh, mine, dtype, attend, ops),
             lambda named: build_optimizer(named, self.table, config),
         )
         self.optimizer = zero.inner_optimizer(self.deepspeed)

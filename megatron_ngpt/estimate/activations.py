@@ -23,13 +23,14 @@ queries, and of keys and values three times (its own, sent, arriving), and with 
 
 Less memory: recomputed blocks keep e D / tp, offloaded ones nothing here, and the outputs of ops
 that recompute spares (``kept_outputs``); the MLP in tiles keeps only its input, which ngpt has as h
-anyway; the loss in chunks keeps the head's input. What is computed again is whole while it is
-worked on: a block, a tile, a chunk.
+anyway. What is computed again is whole while it is worked on: a block, a tile.
 
-The embedding's output is the first block's h. The head keeps e D, logits and softmax in fp32 (ngpt
-8 V, gpt 4 V), and ids; gpt's final norm e D / tp. arXiv 2205.05198, eq. 2, counts 34 D + 5 N T for
-a GPT block with dropout and without flash attention; here nothing is dropped out, and norms keep
-fp32. Per-vector terms that do not grow with tokens are left out.
+The embedding's output is the first block's h. The head, whose loss is computed with its gradient
+(``ops/loss.py``), keeps this: e D a token, and V D / tp of the weight's; gpt's final norm keeps
+e D / tp. Its logits live a chunk at a time, 8 V a token of the chunk (4 V with ``engine.ops`` =
+cpp), and 2 V more in bf16. arXiv 2205.05198, eq. 2, counts 34 D + 5 N T for a GPT block with
+dropout and without flash attention; here nothing is dropped out, and norms keep fp32. Other terms
+that do not grow with tokens are left out.
 """
 
 from __future__ import annotations
@@ -37,10 +38,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_ngpt.config import Config, ModelConfig, ParallelConfig
+from megatron_ngpt.config.deepspeed import uses_low_precision_copy
 from megatron_ngpt.estimate.alive import alive
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.model.part import Part
-from megatron_ngpt.parallel.shard import local_model
+from megatron_ngpt.ops.loss import CHUNK_BYTES
+from megatron_ngpt.parallel.shard import local_model, local_rows
 from megatron_ngpt.parallel.stages import stage_map
 
 
@@ -52,7 +55,7 @@ class TokenBytes:
     """Kept by one block."""
 
     head: int
-    """Kept by final norm, logits and loss."""
+    """Kept by final norm and loss, the weight's gradient apart."""
 
     hidden: int
     """One hidden state, as it goes from block to block and from stage to stage."""
@@ -60,31 +63,41 @@ class TokenBytes:
     block_working: int
     """Gradients alive at once inside one block's backward."""
 
-    head_working: int
-    """Gradients alive at once in the backward of logits and loss."""
-
     block_pending: int
     """Gradients of one block's linear maps and scales that wait for a separate weight pass."""
 
     head_pending: int
-    """The same of the head, less the softmax, which is no longer needed."""
+    """The same of the head, the weight's gradient apart."""
 
     @classmethod
     def of(cls, config: Config, tp: int) -> TokenBytes:
         """For a rank of a tensor-parallel group."""
         model, e = local_model(config.model, tp), 2 if config.train.dtype == "bf16" else 4
-        chunk = _share(config, config.train.loss_chunk)
         norm = 0 if model.is_ngpt else e * model.width // tp
-        head = e * model.width + norm + (8 if model.is_ngpt else 4) * model.vocab_size + 8
         return cls(
             block=_residuals(model, e, tp) + _branches(config, model, e, tp),
-            head=e * model.width // tp + 8 if chunk < 1 else head,
+            head=e * model.width + norm,
             hidden=e * model.width // tp,
             block_working=_working(config, model, e),
-            head_working=int(chunk * (8 * model.vocab_size + (head if chunk < 1 else 0))),
             block_pending=_pending(model, e, tp),
-            head_pending=e * model.vocab_size,
+            head_pending=e * model.width,
         )
+
+
+def head_gradient(config: Config, tp: int) -> int:
+    """Bytes of the gradient of a rank's head, as it waits for the backward."""
+    element = 2 if uses_low_precision_copy(config) else 4
+    return element * local_rows(config.model.vocab_size, tp) * config.model.width
+
+
+def _chunk_working(config: Config, tp: int) -> int:
+    """Bytes of a chunk's logits, and of the fp32 sum that becomes the weight's gradient."""
+    rows, low = local_rows(config.model.vocab_size, tp), config.train.dtype == "bf16"
+    room = CHUNK_BYTES["cpu" if config.engine.device == "cpu" else "cuda"]
+    chunk = config.train.loss_chunk * config.train.micro_batch or max(64, room // (4 * rows))
+    each = (4 if config.engine.ops == "cpp" else 8) + (2 if low else 0)
+    rounded = 4 * rows * config.model.width if low else 0
+    return min(chunk, rank_tokens(config)) * each * rows + rounded
 
 
 def _residuals(model: ModelConfig, e: int, tp: int) -> int:
@@ -177,10 +190,11 @@ def part_kept(config: Config, tp: int, part: Part) -> int:
     again += sum(kept_outputs(config, tp).values())
     kept = layers * (again if config.train.recompute else per_token.block)
     kept += per_token.head if part.last else per_token.hidden  # a stage keeps what it sent
+    fixed = head_gradient(config, tp) if part.last else 0
     own = config.parallel.cp > 1 or config.data.document_mask  # positions of each sequence
     rows = config.train.micro_batch if own else 1
     rotary = 4 * config.model.rotary_dim * rows * config.data.seq_len // config.parallel.cp
-    return rank_tokens(config) * kept + rotary
+    return rank_tokens(config) * kept + rotary + fixed
 
 
 def rank_tokens(config: Config) -> int:
@@ -195,23 +209,27 @@ def activations(config: Config, degrees: Degrees, pp_index: int) -> int:
     stages = stage_map(config)
     parts = [stages.parts[number] for number in stages.of_rank(pp_index)]
     kept = [part_kept(config, degrees.tp, part) for part in parts]
-    working = per_token.block_working
+    each = per_token.block_working
     if config.train.recompute:
-        working += per_token.block  # one block at a time is whole again
+        each += per_token.block  # one block at a time is whole again
+    working = tokens * each
     if any(part.last for part in parts):  # by then the head's is gone
-        working = max(working - per_token.head, per_token.head_working)
+        gone = tokens * per_token.head + head_gradient(config, degrees.tp)
+        working = max(working - gone, _chunk_working(config, degrees.tp))
     if degrees.pp == 1:
-        return sum(kept) + tokens * working
+        return sum(kept) + working
     micro_batches = config.train.global_batch // (config.train.micro_batch * degrees.dp)
     counts = alive(config.parallel, micro_batches, pp_index)
     most = max(sum(n * k for n, k in zip(count, kept, strict=True)) for count in counts)
     if config.parallel.schedule in ("zero_bubble", "zbv"):
         waiting = 1 + (pp_index if config.parallel.schedule == "zero_bubble" else 0)
-        working += waiting * max(_part_pending(per_token, part) for part in parts)
+        pending = max(_part_pending(per_token, part) for part in parts)
+        pending = tokens * pending + head_gradient(config, degrees.tp) * parts[-1].last
+        working += waiting * pending
     # a stage has buffers of its own for every micro-batch of a step: what it receives, with the
     # gradient it returns, and the gradient it receives
     buffers = sum(2 * (not part.first) + (not part.last) for part in parts)
-    return most + tokens * (working + micro_batches * buffers * per_token.hidden)
+    return most + working + tokens * micro_batches * buffers * per_token.hidden
 
 
 def _part_pending(per_token: TokenBytes, part: Part) -> int:

@@ -13,7 +13,7 @@ ranks of dp and cp; Q and K query and key features of a rank, t its tokens:
         1, 2, 3   all-reduce of 4 bytes per unit vector: the projection
     tp            4 L + 1 per embedding and head: all-gather or reduce-scatter of h in forward, as
                   many in backward, per micro-batch; 4 L more with recomputation, L for the MLP in
-                  tiles, 1 for the loss in chunks
+                  tiles
     cp, Ulysses   all-to-all of t e (Q + 2 K) there and t e Q back, per layer and micro-batch, and
                   as much in backward; half as much again with recomputation
         ring of R 2 t e K sent R - 1 times in forward, again in recomputation and in backward, where
@@ -157,9 +157,8 @@ def _between_layers(
         layers, edges = sum(len(p.layers) for p in parts), sum(p.first + p.last for p in parts)
         gathers = layers * (4 + _branches_again(config, "all_gather")) + edges
         scatters = layers * (4 + _branches_again(config, "reduce_scatter")) + edges
-        # tiles and chunks only gather again: what follows their last product is not recomputed
+        # tiles only gather again: what follows their last product is not recomputed
         gathers += layers * bool(config.train.mlp_tile)
-        gathers += any(p.last for p in parts) if config.train.loss_chunk else 0
         yield Traffic("tp", "all-gather", gathers * micro_batches * hidden)
         yield Traffic("tp", "reduce-scatter", scatters * micro_batches * hidden)
     if degrees.pp > 1:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from megatron_ngpt.config import ModelConfig
 from megatron_ngpt.ops.activation import squared_relu, swiglu
+from megatron_ngpt.ops.fused import REFERENCE, Operations
 from megatron_ngpt.ops.hypersphere import Scale
 from megatron_ngpt.ops.linear import Linear
 
@@ -17,10 +18,10 @@ class SwiGLU(nn.Module):
     factor on u changes nothing.
     """
 
-    def __init__(self, model: ModelConfig, layer: int) -> None:
+    def __init__(self, model: ModelConfig, layer: int, ops: Operations = REFERENCE) -> None:
         super().__init__()
         D, inner, s_uv = model.width, model.ffn_width, model.scale_at("s_uv", layer)
-        part = 1 / model.hyperspheres
+        part, self.ops = 1 / model.hyperspheres, ops
         self.up = Linear(D, inner, part)
         self.gate = Linear(D, inner, part)
         self.down = Linear(inner, D, part)
@@ -32,8 +33,8 @@ class SwiGLU(nn.Module):
         """[..., D] -> [..., D]."""
         u, v = self.up(x), self.gate(x)
         if self.s_u is None or self.s_v is None:
-            return self.down(swiglu(u, v))
-        return self.down(swiglu(u, v, self.s_u(), self.s_v() * self.gate_factor))
+            return self.down(swiglu(u, v, ops=self.ops))
+        return self.down(swiglu(u, v, self.s_u(), self.s_v() * self.gate_factor, self.ops))
 
 
 class SquaredReLU(nn.Module):
@@ -43,10 +44,10 @@ class SquaredReLU(nn.Module):
     matters to the epsilon of the norm that follows, and to nothing else.
     """
 
-    def __init__(self, model: ModelConfig, layer: int) -> None:
+    def __init__(self, model: ModelConfig, layer: int, ops: Operations = REFERENCE) -> None:
         super().__init__()
         D, inner, s_uv = model.width, model.ffn_width, model.scale_at("s_uv", layer)
-        part = 1 / model.hyperspheres
+        part, self.ops = 1 / model.hyperspheres, ops
         self.up = Linear(D, inner, part)
         self.down = Linear(inner, D, part)
         self.s_u = Scale(inner, *s_uv) if model.is_ngpt else None
@@ -54,10 +55,10 @@ class SquaredReLU(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., D] -> [..., D]."""
-        u = self.up(x)
-        return self.down(squared_relu(u, None if self.s_u is None else self.s_u() * self.factor))
+        s_u = None if self.s_u is None else self.s_u() * self.factor
+        return self.down(squared_relu(self.up(x), s_u, self.ops))
 
 
-def build_mlp(model: ModelConfig, layer: int) -> nn.Module:
+def build_mlp(model: ModelConfig, layer: int, ops: Operations) -> nn.Module:
     """The feed-forward of block ``layer`` that ``model.mlp`` names."""
-    return SwiGLU(model, layer) if model.is_gated else SquaredReLU(model, layer)
+    return (SwiGLU if model.is_gated else SquaredReLU)(model, layer, ops)

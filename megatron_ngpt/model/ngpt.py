@@ -21,14 +21,15 @@ from megatron_ngpt.model.attention import (
     build_attention,
     rope_scaling,
 )
+from megatron_ngpt.model.head import Head
 from megatron_ngpt.model.mlp import build_mlp
 from megatron_ngpt.model.part import Part
 from megatron_ngpt.ops.attention import Attend, sdpa_attention
 from megatron_ngpt.ops.documents import Documents
+from megatron_ngpt.ops.fused import REFERENCE, Operations
 from megatron_ngpt.ops.hypersphere import Scale, residual_step
-from megatron_ngpt.ops.linear import Embedding, Linear
-from megatron_ngpt.ops.logits import preconditioned
-from megatron_ngpt.ops.loss import Loss, cross_entropy
+from megatron_ngpt.ops.linear import Embedding
+from megatron_ngpt.ops.logits import precondition
 from megatron_ngpt.ops.norm import RMSNorm
 from megatron_ngpt.ops.other_spheres import step_along_arc, step_from_anywhere
 from megatron_ngpt.ops.rope import rotary_table
@@ -39,11 +40,17 @@ Branch = Callable[[Tensor], Tensor]
 class SphereResidual(nn.Module):
     """nGPT: step on the sphere from h towards branch(h)."""
 
-    def __init__(self, model: ModelConfig, alpha: LayerScale, eps: float = 0.0) -> None:
+    def __init__(
+        self, model: ModelConfig, alpha: LayerScale, ops: Operations, eps: float = 0.0
+    ) -> None:
         super().__init__()
         self.alpha = Scale(model.width, *alpha)
-        step = residual_step if model.on_one_sphere else step_from_anywhere
-        self.step = partial(step_along_arc if model.residual == "slerp" else step, eps=eps)
+        if model.residual == "slerp":
+            self.step = partial(step_along_arc, eps=eps)
+        elif model.on_one_sphere:
+            self.step = partial(residual_step, eps=eps, ops=ops)
+        else:
+            self.step = partial(step_from_anywhere, eps=eps)
 
     def forward(self, h: Tensor, branch: Branch) -> Tensor:
         """[B, T, D] -> [B, T, D], unit vectors both."""
@@ -53,13 +60,14 @@ class SphereResidual(nn.Module):
 class PreNormResidual(nn.Module):
     """GPT: add branch(norm(h)) to h."""
 
-    def __init__(self, width: int, eps: float) -> None:
+    def __init__(self, width: int, eps: float, ops: Operations) -> None:
         super().__init__()
-        self.norm = RMSNorm(width, eps)
+        self.norm = RMSNorm(width, eps, ops)
 
     def forward(self, h: Tensor, branch: Branch) -> Tensor:
         """[B, T, D] -> [B, T, D]."""
-        return h + branch(self.norm(h))
+        h, normed = self.norm.beside(h)
+        return h + branch(normed)
 
 
 class Block(nn.Module):
@@ -69,12 +77,12 @@ class Block(nn.Module):
         mlp_tile: tokens that the MLP works on at a time, each tile computed again; 0 for all.
     """
 
-    def __init__(self, model: ModelConfig, attend: Attend, layer: int) -> None:
+    def __init__(self, model: ModelConfig, attend: Attend, layer: int, ops: Operations) -> None:
         super().__init__()
-        self.attention = build_attention(model, attend, layer)
-        self.mlp = build_mlp(model, layer)
-        self.attention_residual = _residual(model, model.scale_at("alpha_attention", layer))
-        self.mlp_residual = _residual(model, model.scale_at("alpha_mlp", layer), model.mlp_eps)
+        self.attention = build_attention(model, attend, layer, ops)
+        self.mlp = build_mlp(model, layer, ops)
+        self.attention_residual = _residual(model, ops, model.scale_at("alpha_attention", layer))
+        self.mlp_residual = _residual(model, ops, model.scale_at("alpha_mlp", layer), model.mlp_eps)
         self.mlp_tile = 0
 
     def forward(
@@ -96,10 +104,12 @@ class Block(nn.Module):
         return output
 
 
-def _residual(model: ModelConfig, alpha: LayerScale, eps: float = 0.0) -> nn.Module:
+def _residual(
+    model: ModelConfig, ops: Operations, alpha: LayerScale, eps: float = 0.0
+) -> nn.Module:
     if model.is_ngpt:
-        return SphereResidual(model, alpha, eps)
-    return PreNormResidual(model.width, model.norm_eps)
+        return SphereResidual(model, alpha, ops, eps)
+    return PreNormResidual(model.width, model.norm_eps, ops)
 
 
 class NGPT(nn.Module):
@@ -108,13 +118,12 @@ class NGPT(nn.Module):
     Parameters are allocated, not initialised: values come from ``model.initial`` or a checkpoint.
 
     Attributes that parallelism sets from outside:
-        loss: (logits, targets) -> mean loss.
         mean_scale: s_z of this model -> its mean over the whole vocabulary.
         sequence_shards: how many ranks share the tokens of h.
         recompute: whether to keep only each block's input for backward, and
         keep: the outputs of these ops inside, named as in ``megatron_ngpt.keep``.
         offload: whether to keep what blocks keep in the host's memory.
-        loss_chunk: tokens of each sequence whose logits are in memory at a time; 0 for all.
+        each_loss: whether to return, in place of the mean loss, what ``head_loss`` does for each.
     """
 
     def __init__(
@@ -123,29 +132,29 @@ class NGPT(nn.Module):
         dtype: torch.dtype = torch.float32,
         attend: Attend = sdpa_attention,
         part: Part | None = None,
+        ops: Operations = REFERENCE,
     ) -> None:
         super().__init__()
         D, V = model.width, model.vocab_size
         part = part or Part(range(model.layers))
         self.config, self.part = model, part
         self.embed = Embedding(V, D, dtype) if part.first else None
-        self.blocks = nn.ModuleDict({str(n): Block(model, attend, n) for n in part.layers})
-        self.final_norm = None if model.is_ngpt or not part.last else RMSNorm(D, model.norm_eps)
-        self.head = self._head() if part.last else None
+        self.blocks = nn.ModuleDict({str(n): Block(model, attend, n, ops) for n in part.layers})
+        normed = part.last and not model.is_ngpt
+        self.final_norm = RMSNorm(D, model.norm_eps, ops) if normed else None
+        self.head = self._head(ops) if part.last else None
         self.s_z = Scale(V, *model.scale_at("s_z", 0)) if part.last and model.is_ngpt else None
-        self.loss: Loss = cross_entropy
         self.mean_scale: Callable[[Tensor], Tensor] = torch.mean
         self.sequence_shards = 1
-        self.recompute = self.offload = False
+        self.recompute = self.offload = self.each_loss = False
         self.keep: tuple[str, ...] = ()
-        self.loss_chunk = 0
 
-    def _head(self) -> Linear:
+    def _head(self, ops: Operations) -> Head:
         model = self.config
         if not model.tied_embedding:
-            return Linear(model.width, model.vocab_size, 1 / model.hyperspheres)
+            return Head(model.width, model.vocab_size, 1 / model.hyperspheres, ops)
         assert self.embed is not None, "a tied head is on the rank of the embedding"
-        head = Linear(model.width, model.vocab_size)
+        head = Head(model.width, model.vocab_size, 1.0, ops)
         head.weight = self.embed.weight
         return head
 
@@ -190,36 +199,26 @@ class NGPT(nn.Module):
         if self.head is None:
             return h
         if targets_BT is not None:
-            return self._mean_loss(h, targets_BT)
+            return self._loss(h, targets_BT)
         return self.logits(h[:, -1:] if last_only else h)
 
-    def _mean_loss(self, h_BTD: Tensor, targets_BT: Tensor) -> Tensor:
-        """Mean cross-entropy; with ``loss_chunk`` the head runs on some tokens at a time.
+    def _loss(self, h_BTD: Tensor, targets_BT: Tensor) -> Tensor:
+        """Mean cross-entropy, or with ``each_loss`` every token's."""
+        assert self.head is not None, "only the last part predicts"
+        scale = slope = None
+        if self.s_z is not None:
+            scale = self.s_z()
+            if self.config.logit_preconditioning:
+                slope = precondition(scale.detach(), self.mean_scale(scale.detach()))
+        loss: Tensor = self.head(self._final(h_BTD), targets_BT, scale, slope, self.each_loss)
+        return loss
 
-        A chunk takes tokens of every rank that shares h, so that gathering them gives as many of
-        each rank's part of the targets.
-        """
-        if not self.loss_chunk:
-            return self.loss(self.logits(h_BTD), targets_BT)
-        size = max(1, self.loss_chunk // self.sequence_shards)
-        by_rank = targets_BT.unflatten(1, (self.sequence_shards, -1)).split(size, dim=2)
-        total = h_BTD.new_zeros((), dtype=torch.float32)
-        for h_BtD, targets in zip(h_BTD.split(size, dim=1), by_rank, strict=True):
-            mean = computed_again(self._chunk_loss, h_BtD, targets.flatten(1))
-            total = total + mean * (targets.numel() / targets_BT.numel())
-        return total
-
-    def _chunk_loss(self, h_BtD: Tensor, targets_Bt: Tensor) -> Tensor:
-        return self.loss(self.logits(h_BtD), targets_Bt)
+    def _final(self, h_BTD: Tensor) -> Tensor:
+        """What the head reads."""
+        return h_BTD if self.final_norm is None else self.final_norm(h_BTD)
 
     def logits(self, h_BTD: Tensor) -> Tensor:
         """Fp32 logits [B, T, V] of final hidden states; nGPT scales them by s_z (eq. 3)."""
-        if self.final_norm is not None:
-            h_BTD = self.final_norm(h_BTD)
         assert self.head is not None, "only the last part predicts"
-        logits_BTV: Tensor = self.head(h_BTD).float()
-        if self.s_z is None:
-            return logits_BTV
-        if self.config.logit_preconditioning:
-            return preconditioned(logits_BTV, self.s_z(), self.mean_scale(self.s_z().detach()))
-        return logits_BTV * self.s_z()
+        logits_BTV: Tensor = self.head(self._final(h_BTD)).float()
+        return logits_BTV if self.s_z is None else logits_BTV * self.s_z()

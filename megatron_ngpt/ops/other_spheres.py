@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megatron_ngpt.ops.hypersphere import length, unit
+from megatron_ngpt.ops.lengths import length, unit
 
 
 def soft_unit(x: Tensor, groups: int, slack: float) -> Tensor:

@@ -18,6 +18,7 @@ from megatron_ngpt.model.ngpt import NGPT, Block
 from megatron_ngpt.model.part import Part
 from megatron_ngpt.model.spec import parameter_table
 from megatron_ngpt.ops.attention import Attend
+from megatron_ngpt.ops.fused import REFERENCE, Operations
 from megatron_ngpt.parallel.compiled import compile_blocks
 from megatron_ngpt.parallel.context import context_attention
 from megatron_ngpt.parallel.shard import local_model, local_shard
@@ -55,7 +56,12 @@ def table_parameters(module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
 
 
 def build_parts(
-    config: Config, mesh: Mesh, parts: list[Part], dtype: torch.dtype, attend: Attend
+    config: Config,
+    mesh: Mesh,
+    parts: list[Part],
+    dtype: torch.dtype,
+    attend: Attend,
+    ops: Operations = REFERENCE,
 ) -> Parts:
     """Build this rank's parts on the mesh's device, parameters allocated but not filled."""
     tp = mesh.degrees.tp
@@ -64,7 +70,7 @@ def build_parts(
         # neither messages nor a number of documents that changes with every batch compile
         attend = torch.compiler.disable(attend)
     with torch.device(mesh.device):
-        built = Parts([NGPT(narrow, dtype, attend, part) for part in parts])
+        built = Parts([NGPT(narrow, dtype, attend, part, ops) for part in parts])
     for part in built.parts:
         assert isinstance(part, NGPT)
         if tp > 1:
@@ -80,7 +86,9 @@ def build_parts(
 def _save_memory(part: NGPT, train: TrainConfig) -> None:
     """Hand on what the run says about keeping and computing again."""
     part.recompute, part.offload = train.recompute, train.offload
-    part.keep, part.loss_chunk = train.recompute_keep, train.loss_chunk
+    part.keep = train.recompute_keep
+    if part.head is not None:
+        part.head.chunk = train.loss_chunk
     for block in part.blocks.values():
         assert isinstance(block, Block)
         block.mlp_tile = train.mlp_tile

@@ -34,7 +34,7 @@ from megatron_ngpt.mesh.collectives import (
     sum_gradient,
 )
 from megatron_ngpt.model.ngpt import NGPT
-from megatron_ngpt.parallel.loss import vocab_parallel_cross_entropy
+from megatron_ngpt.parallel.loss import SplitColumns
 from megatron_ngpt.parallel.shard import Shard
 
 Style = Callable[[nn.Module, dist.ProcessGroup], Any]
@@ -87,7 +87,8 @@ def apply_tensor_parallel(model: NGPT, vocabulary: Shard, group: dist.ProcessGro
     first, rows = vocabulary.origin[0], vocabulary.real[0]
     if model.embed is not None:
         model.embed.first_row = first
-    model.loss = partial(vocab_parallel_cross_entropy, first=first, rows=rows, group=group)
+    if model.head is not None:
+        model.head.columns = SplitColumns(first, rows, group)
     model.mean_scale = partial(_mean_over_vocabulary, rows=rows, group=group)
     model.sequence_shards = group.size()
 

@@ -54,7 +54,7 @@ def _config(overrides: str, model=MODEL, accumulate=2, dp=1, train=None, **paral
             **{"global_batch": 2 * accumulate * dp, "micro_batch": 2, "dtype": "bf16"}
             | (train or {})
         ),
-        engine=EngineConfig(deepspeed_overrides=overrides),
+        engine=EngineConfig(deepspeed_overrides=overrides, ops="reference"),
     )
 
 

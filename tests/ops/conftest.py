@@ -3,6 +3,9 @@
 import pytest
 import torch
 
+from megatron_ngpt.ops.fused import REFERENCE, Operations, pick_operations
+from megatron_ngpt.ops.fused.build import NotBuilt, built
+
 
 @pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def device(request) -> torch.device:
@@ -16,3 +19,17 @@ def device(request) -> torch.device:
 def dtype(request) -> torch.dtype:
     """Precision of the activations under test."""
     return request.param
+
+
+@pytest.fixture(params=["reference", "cpp"])
+def ops(request, device) -> Operations:
+    """Implementation of the operations under test."""
+    if request.param == "reference":
+        return REFERENCE
+    if device.type != "cpu":
+        pytest.skip("cpp is for CPUs")
+    try:
+        built()
+    except NotBuilt as err:
+        pytest.skip(str(err))
+    return pick_operations(request.param, device)

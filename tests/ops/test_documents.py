@@ -6,7 +6,6 @@ from hypothesis import strategies as st
 from megatron_ngpt.config import IGNORED
 from megatron_ngpt.ops.attention import sdpa_attention
 from megatron_ngpt.ops.documents import Documents, first_tokens, targets_within
-from megatron_ngpt.ops.loss import cross_entropy
 from tests.ops.compare import assert_same_maths, normal
 
 EOD = 0
@@ -61,10 +60,3 @@ def test_attention_keeps_to_each_document(heads, dtype, device):
         dtype,
         device,
     )
-
-
-def test_an_ignored_target_adds_nothing_to_a_mean_that_counts_it():
-    logits, targets = normal(1, 4, 7), torch.tensor([[1, 2, 3, 4]])
-    each = torch.nn.functional.cross_entropy(logits[0], targets[0], reduction="none")
-    targets[0, 2] = IGNORED
-    assert float(cross_entropy(logits, targets)) == pytest.approx(float(each[[0, 1, 3]].sum()) / 4)

@@ -57,11 +57,11 @@ def test_unit_of_zeros_is_zeros(dtype, device):
 
 @pytest.mark.parametrize("eps", [0.0, 40.0])
 @pytest.mark.parametrize("shape", SHAPES[1:])
-def test_residual_step(shape, eps, dtype, device):
+def test_residual_step(shape, eps, dtype, device, ops):
     h, branch = normal(*shape).to(dtype), (30 * normal(*shape, seed=1)).to(dtype)
     alpha = 0.3 * normal(shape[-1], seed=2)  # either sign
     found = assert_same_maths(
-        lambda *x: residual_step(*x, eps),
+        lambda *x: residual_step(*x, eps, ops),
         lambda *x: exact_step(*x, eps),
         [h, branch, alpha],
         dtype,
@@ -72,17 +72,19 @@ def test_residual_step(shape, eps, dtype, device):
         assert (found.double().norm(dim=-1) - 1).abs().max() <= 2e-7
 
 
-def test_residual_step_of_alpha_0_and_1():
+def test_residual_step_of_alpha_0_and_1(ops):
     h, branch = unit(normal(3, 17)), normal(3, 17, seed=1)
-    assert torch.allclose(residual_step(h, branch, torch.zeros(17)), h, atol=1e-7)
-    assert torch.allclose(residual_step(h, branch, torch.ones(17)), unit(branch), atol=1e-7)
+    assert torch.allclose(residual_step(h, branch, torch.zeros(17), ops=ops), h, atol=1e-7)
+    assert torch.allclose(
+        residual_step(h, branch, torch.ones(17), ops=ops), unit(branch), atol=1e-7
+    )
 
 
 @pytest.mark.parametrize("eps", [0.0, 1e-3])
-def test_residual_step_with_a_silent_branch_stays(eps):
+def test_residual_step_with_a_silent_branch_stays(eps, ops):
     h = unit(normal(3, 17)).requires_grad_()
     branch = torch.zeros(3, 17, requires_grad=True)
-    found = residual_step(h, branch, torch.full((17,), 0.05), eps)
+    found = residual_step(h, branch, torch.full((17,), 0.05), eps, ops)
     assert torch.allclose(found, h, atol=1e-7)
     found.sum().backward()
     assert h.grad.isfinite().all()

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from megatron_ngpt.config import ModelConfig
 from megatron_ngpt.model.attention.mixed import MixedAttention
 from megatron_ngpt.ops.attention import Attend
+from megatron_ngpt.ops.fused import REFERENCE, Operations
 
 
 def lambda_init(layer: int) -> float:
@@ -45,8 +46,10 @@ class DifferentialAttention(MixedAttention):
     share the 2 K key heads in order. With grouped queries both maps of a head may thus share a key.
     """
 
-    def __init__(self, model: ModelConfig, attend: Attend, layer: int) -> None:
-        super().__init__(model, attend, layer)
+    def __init__(
+        self, model: ModelConfig, attend: Attend, layer: int, ops: Operations = REFERENCE
+    ) -> None:
+        super().__init__(model, attend, layer, ops)
         start = lambda_init(layer)
         self.mix, self.factor = Difference(model.map_dim, start), 1 - start
 

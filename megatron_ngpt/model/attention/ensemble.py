@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from megatron_ngpt.config import ModelConfig
 from megatron_ngpt.model.attention.mixed import MixedAttention
 from megatron_ngpt.ops.attention import Attend
+from megatron_ngpt.ops.fused import REFERENCE, Operations
 
 
 class WeightedSum(nn.Module):
@@ -34,8 +35,10 @@ class EnsembleAttention(MixedAttention):
     heads that share it lie side by side.
     """
 
-    def __init__(self, model: ModelConfig, attend: Attend, layer: int) -> None:
-        super().__init__(model, attend, layer)
+    def __init__(
+        self, model: ModelConfig, attend: Attend, layer: int, ops: Operations = REFERENCE
+    ) -> None:
+        super().__init__(model, attend, layer, ops)
         self.mix = WeightedSum(model.maps)
 
     def by_map(self, y: Tensor) -> Tensor:

@@ -12,6 +12,7 @@ from megatron_ngpt.config import ModelConfig
 from megatron_ngpt.model.attention.standard import Attention
 from megatron_ngpt.ops.attention import Attend
 from megatron_ngpt.ops.documents import Documents
+from megatron_ngpt.ops.fused import REFERENCE, Operations
 from megatron_ngpt.ops.norm import RMSNorm
 
 
@@ -29,10 +30,12 @@ class MixedAttention(Attention):
     factor = 1.0
     """Constant on the normed output."""
 
-    def __init__(self, model: ModelConfig, attend: Attend, layer: int) -> None:
-        super().__init__(model, attend, layer)
+    def __init__(
+        self, model: ModelConfig, attend: Attend, layer: int, ops: Operations = REFERENCE
+    ) -> None:
+        super().__init__(model, attend, layer, ops)
         self.maps, self.kv_heads = model.maps, model.kv_heads
-        self.head_norm = RMSNorm(model.head_dim, model.head_norm_eps)
+        self.head_norm = RMSNorm(model.head_dim, model.head_norm_eps, ops)
 
     def heads(
         self, q_BTNH: Tensor, k_BSKH: Tensor, v_BSKH: Tensor, documents: Documents | None

@@ -14,10 +14,11 @@ from megatron_ngpt.config import ModelConfig
 from megatron_ngpt.model.attention.cache import FirstValues, KeyValueCache
 from megatron_ngpt.ops.attention import Attend
 from megatron_ngpt.ops.documents import Documents
+from megatron_ngpt.ops.fused import REFERENCE, Operations
 from megatron_ngpt.ops.hypersphere import Scale
 from megatron_ngpt.ops.linear import Linear
 from megatron_ngpt.ops.other_spheres import soft_unit
-from megatron_ngpt.ops.qk_norm import rotary_qk_norm
+from megatron_ngpt.ops.qk_norm import rotary, rotary_qk_norm
 from megatron_ngpt.ops.rope import Scaling, rotate
 
 
@@ -39,7 +40,9 @@ class Attention(nn.Module):
     each ``map_dim`` wide.
     """
 
-    def __init__(self, model: ModelConfig, attend: Attend, layer: int) -> None:
+    def __init__(
+        self, model: ModelConfig, attend: Attend, layer: int, ops: Operations = REFERENCE
+    ) -> None:
         super().__init__()
         D, self.head_dim, self.map_dim = model.width, model.head_dim, model.map_dim
         part = 1 / model.hyperspheres
@@ -47,7 +50,7 @@ class Attention(nn.Module):
         self.key = Linear(D, model.key_width, part)
         self.value = Linear(D, model.value_width, part)
         self.output = Linear(model.output_width, D, part)
-        self.attend, self.rope_style = attend, model.rope_style
+        self.attend, self.ops, self.rope_style = attend, ops, model.rope_style
         self.s_qk = (
             Scale(model.query_width, *model.scale_at("s_qk", layer)) if model.is_ngpt else None
         )
@@ -59,32 +62,32 @@ class Attention(nn.Module):
     def forward(
         self,
         x_BTD: Tensor,
-        rotary: Tensor,
+        table: Tensor,
         cache: KeyValueCache | None = None,
         documents: Documents | None = None,
         first: FirstValues | None = None,
     ) -> Tensor:
-        """[B, T, D] -> [B, T, D]; rotary is the table of these T positions."""
+        """[B, T, D] -> [B, T, D]; table is the rotary one of these T positions."""
         q_BTNH = self.query(x_BTD).unflatten(-1, (-1, self.map_dim))
         k_BTKH = self.key(x_BTD).unflatten(-1, (-1, self.map_dim))
         v_BTKH = self.value(x_BTD).unflatten(-1, (-1, self.head_dim))
         if first is not None:
             v_BTKH = first.join(v_BTKH)
-        q_BTNH, k_BTKH = self.turned(q_BTNH, rotary, self.s_qk), self.turned(k_BTKH, rotary)
+        q_BTNH, k_BTKH = self.turned(q_BTNH, table, self.s_qk), self.turned(k_BTKH, table)
         if cache is not None:
             k_BTKH, v_BTKH = cache.extend(k_BTKH, v_BTKH)
         return self.output(self.heads(q_BTNH, k_BTKH, v_BTKH, documents).flatten(-2))
 
-    def turned(self, x: Tensor, rotary: Tensor, scale: Scale | None = None) -> Tensor:
+    def turned(self, x: Tensor, table: Tensor, scale: Scale | None = None) -> Tensor:
         """Queries or keys [B, T, heads, J], rotated; nGPT also norms and scales them."""
         if not self.is_ngpt:
-            return rotate(x, rotary, self.rope_style).to(x.dtype)
+            return rotary(x, table, self.rope_style, self.ops)
         s = None if scale is None else scale().square()
         if s is not None and s.numel() > 1:
             s = s.unflatten(0, (-1, self.map_dim))
         if self.soft_unit is None:
-            return rotary_qk_norm(x, rotary, s, self.rope_style)
-        normed = self.soft_unit(rotate(x, rotary, self.rope_style))
+            return rotary_qk_norm(x, table, s, self.rope_style, self.ops)
+        normed = self.soft_unit(rotate(x, table, self.rope_style))
         return (normed if s is None else normed * s).to(x.dtype)
 
     def heads(
