@@ -15,6 +15,7 @@ from megatron_ngpt.config.duration import seconds_of
 from megatron_ngpt.config.model import ModelConfig, ScaleConfig, completed
 from megatron_ngpt.config.phases import Phase, last_trained, phases, step_at, token_at, unreached
 from megatron_ngpt.config.run import (
+    CHUNK_BYTES,
     CheckpointConfig,
     EngineConfig,
     EvalConfig,
@@ -26,6 +27,7 @@ from megatron_ngpt.config.run import (
 from megatron_ngpt.config.tree import Config
 
 __all__ = [
+    "CHUNK_BYTES",
     "IGNORED",
     "Blend",
     "CheckpointConfig",

@@ -6,6 +6,10 @@ from dataclasses import dataclass
 from math import lcm
 from typing import Literal
 
+CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
+"""Logits in memory at a time where ``train.loss_chunk`` says nothing: what a cache holds, or what
+fills a GPU."""
+
 RecomputeOp = Literal["attention", "matmul", "all_gather", "reduce_scatter", "all_to_all"]
 """What ``train.recompute_keep`` names; megatron_ngpt/keep.py knows what they are."""
 

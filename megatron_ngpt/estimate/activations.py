@@ -37,12 +37,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_ngpt.config import Config, ModelConfig, ParallelConfig
+from megatron_ngpt.config import CHUNK_BYTES, Config, ModelConfig, ParallelConfig
 from megatron_ngpt.config.deepspeed import uses_low_precision_copy
 from megatron_ngpt.estimate.alive import alive
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.model.part import Part
-from megatron_ngpt.ops.loss import CHUNK_BYTES
 from megatron_ngpt.parallel.shard import local_model, local_rows
 from megatron_ngpt.parallel.stages import stage_map
 

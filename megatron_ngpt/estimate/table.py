@@ -159,10 +159,33 @@ def differences(config: Config, degrees: Degrees) -> Iterator[str]:
         yield f"the vocabulary of {config.model.vocab_size} is padded to {padded} rows over tp"
 
 
+def _operations(wanted: str, device: torch.device) -> str:
+    """Which implementation, and why it is not the fastest."""
+    from megatron_ngpt.ops.fused import pick_operations, why_reference
+
+    name, why = pick_operations(wanted, device).name, why_reference(wanted, device)
+    return f"operations: {name}" + (f", slower than need be: {why}" if why else "")
+
+
 def device_notes(config: Config, degrees: Degrees, device: torch.device) -> Iterator[str]:
-    """What this rank's GPU has to say about the plan; nothing on CPU."""
-    if device.type != "cuda":
-        return
+    """What this rank's device has to say about the plan, and who computes its operations.
+
+    Raises:
+        ValueError: not those that ``engine.ops`` asks for.
+    """
+    from megatron_ngpt.ops.linear import has_bf16_units
+
+    if device.type == "cuda":
+        yield from _gpu_notes(config, degrees, device)
+    elif config.train.dtype == "bf16" and not has_bf16_units():
+        yield (
+            "this CPU has no units for bf16: products are computed in fp32; train.dtype = fp32 "
+            "takes about the same time and more memory"
+        )
+    yield _operations(config.engine.ops, device)
+
+
+def _gpu_notes(config: Config, degrees: Degrees, device: torch.device) -> Iterator[str]:
     import torch
 
     has = torch.cuda.get_device_properties(device).total_memory

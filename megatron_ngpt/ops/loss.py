@@ -13,12 +13,9 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from megatron_ngpt.config import IGNORED
+from megatron_ngpt.config import CHUNK_BYTES, IGNORED
 from megatron_ngpt.ops.fused import REFERENCE, Operations
 from megatron_ngpt.ops.linear import product_dtype
-
-CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
-"""Logits of a chunk unless told otherwise: what a cache holds, or what fills a GPU."""
 
 
 class Columns:
@@ -115,6 +112,7 @@ class _Chunks:
         self.rows = [slice(n, n + rows) for n in range(0, len(h), rows)]
         self.buffer = h.new_empty(min(rows, len(h)), len(self.weight), dtype=self.dtype)
 
+    @torch.no_grad()
     def losses(self) -> tuple[Tensor, Tensor]:
         """Loss of every token, and 1 where no logit is above the target's; [N] both."""
         losses, hits = self._per_token(), self._per_token()

@@ -94,4 +94,21 @@ def test_a_gpu_that_is_too_small_is_told(monkeypatch):
     card.total_memory = 100 << 30
     notes = list(device_notes(CONFIG, degrees, torch.device("cuda", 0)))
     assert not any("above" in note for note in notes)
-    assert list(device_notes(CONFIG, degrees, torch.device("cpu"))) == []
+
+
+def test_who_computes_the_operations_is_told(monkeypatch):
+    degrees, cpu = Degrees.of(CONFIG.parallel, 8), torch.device("cpu")
+    plain = replace(CONFIG, engine=replace(CONFIG.engine, ops="reference"))
+    assert list(device_notes(plain, degrees, cpu))[-1] == "operations: reference"
+    monkeypatch.setattr("megatron_ngpt.ops.fused.why_reference", lambda *_: "no compiler")
+    told = list(device_notes(plain, degrees, cpu))[-1]
+    assert told == "operations: reference, slower than need be: no compiler"
+
+
+@pytest.mark.parametrize("units", [False, True])
+def test_a_cpu_without_bf16_units_is_told(units, monkeypatch):
+    monkeypatch.setattr("megatron_ngpt.ops.linear.has_bf16_units", lambda: units)
+    degrees, cpu = Degrees.of(CONFIG.parallel, 8), torch.device("cpu")
+    low = replace(CONFIG, train=replace(CONFIG.train, dtype="bf16"))
+    low = replace(low, engine=replace(low.engine, ops="reference"))
+    assert any("fp32" in note for note in device_notes(low, degrees, cpu)) != units

@@ -8,7 +8,7 @@ from megatron_ngpt.model.attention.differential import DifferentialAttention
 from megatron_ngpt.model.attention.ensemble import EnsembleAttention
 from megatron_ngpt.model.attention.standard import Attention, rope_scaling
 from megatron_ngpt.ops.attention import Attend
-from megatron_ngpt.ops.fused import Operations
+from megatron_ngpt.ops.fused import REFERENCE, Operations
 
 __all__ = [
     "Attention",
@@ -26,6 +26,8 @@ _KINDS = {
 }
 
 
-def build_attention(model: ModelConfig, attend: Attend, layer: int, ops: Operations) -> Attention:
+def build_attention(
+    model: ModelConfig, attend: Attend, layer: int, ops: Operations = REFERENCE
+) -> Attention:
     """The attention of block ``layer``, of the kind that ``model.attention`` names."""
     return _KINDS[model.attention](model, attend, layer, ops)
