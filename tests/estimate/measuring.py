@@ -12,6 +12,7 @@ from torch.utils._pytree import tree_iter
 
 from megatron_ngpt.config import Config
 from megatron_ngpt.engine import zero
+from megatron_ngpt.engine.direct import Direct
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.mesh import Mesh
@@ -84,6 +85,8 @@ def _before_reduction(function: Callable[[], None]) -> Iterator[None]:
 
 def _gradients(engine: Engine) -> int:
     found = held(p.grad for _, p in table_parameters(engine.deepspeed.module))
+    if isinstance(engine.deepspeed, Direct):
+        return sum((found | held(m.grad for m in engine.deepspeed.masters.values())).values())
     optimizer = engine.deepspeed.optimizer
     found |= held(getattr(optimizer, "fp32_groups_gradients_flat", ()))
     for group in getattr(optimizer, "averaged_gradients", {}).values():
