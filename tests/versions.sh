@@ -43,7 +43,7 @@ run_pair() { # PYTHON TORCH [pytest options], in a subshell where errors do not 
   export PYTHON
   ACTIVE_ENV=0 enter_environment dev || return 1
   shift 2
-  [ "$install_only" = 1 ] || ACTIVE_ENV=1 bash tests/run.sh "$@"
+  if [ "$install_only" = 0 ]; then ACTIVE_ENV=1 bash tests/run.sh "$@"; fi
 }
 
 install_only=0
@@ -64,7 +64,7 @@ for pair in "${pairs[@]}"; do
   mkdir -p .venv-versions
   verdict=passed
   (run_pair "${pair%:*}" "${pair#*:}" "$@") 2>&1 | tee "$log" || { verdict=FAILED; failed=1; }
-  report+="Python ${pair%:*}, torch ${pair#*:}: $verdict, $(tail -n 1 "$log")"$'\n'
+  report+="Python ${pair%:*}, torch ${pair#*:}: $verdict, $(grep -E '[0-9]+ (passed|failed|error)' "$log" | tail -n 1)"$'\n'
 done
 printf '\n%s' "$report"
 exit "$failed"

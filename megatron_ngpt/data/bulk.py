@@ -4,14 +4,15 @@ gigatoken is some 40 times faster, but its own reading of a ``.model`` is not se
 with 0.10): the letters ``</s>`` in a text become the control piece, white space other than spaces
 is stripped from both ends, and characters are normalised grapheme by grapheme. So only its BPE is
 used: control pieces are taken out of the model, and texts come to it normalised by ``normalize``.
-No text is known on which that differs from sentencepiece, and every run compares a sample.
+No text is known on which that differs from sentencepiece. A ``tokenizer.json`` it reads as it is.
+Every run compares a sample of texts with the library whose file it is.
 """
 
 from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeAlias
@@ -70,21 +71,30 @@ def bulk_encoder(tokenizer: Tokenizer, name: EncoderName = "auto") -> tuple[Bulk
         ModuleNotFoundError: when gigatoken is asked for and not installed.
         ValueError: when an encoder is asked for that cannot do this tokenizer.
     """
-    if (name == "tokenizers") != isinstance(tokenizer, HFTokenizer) and name != "auto":
+    if name not in ("auto", "gigatoken", own := _library(tokenizer)):
         raise ValueError(
             f"--encoder {name} does not read {tokenizer.path.name}: tokenizer.json files are for "
-            "tokenizers, .model files for the others; leave --encoder out"
+            "tokenizers, .model files for sentencepiece, both for gigatoken; leave --encoder out"
         )
-    if isinstance(tokenizer, HFTokenizer):
-        return TokenizersEncoder(tokenizer), ""
-    if name == "sentencepiece":
-        return SentencePieceEncoder(tokenizer), "it was asked for"
+    if name == own:
+        return _plain(tokenizer), "it was asked for"
     try:
         return GigatokenEncoder(tokenizer), ""
     except (ModuleNotFoundError, ValueError) as err:
         if name == "gigatoken":
             raise
-        return SentencePieceEncoder(tokenizer), str(err)
+        return _plain(tokenizer), str(err)
+
+
+def _library(tokenizer: Tokenizer) -> EncoderName:
+    """The library whose file it is, and whose ids count."""
+    return "tokenizers" if isinstance(tokenizer, HFTokenizer) else "sentencepiece"
+
+
+def _plain(tokenizer: Tokenizer) -> BulkEncoder:
+    if isinstance(tokenizer, HFTokenizer):
+        return TokenizersEncoder(tokenizer)
+    return SentencePieceEncoder(tokenizer)
 
 
 class SentencePieceEncoder:
@@ -122,7 +132,7 @@ class TokenizersEncoder:
 
 
 class GigatokenEncoder:
-    """BPE models with byte fallback: 50 to 100 MB/s per thread.
+    """BPE models with byte fallback or on bytes: 50 to 100 MB/s per thread.
 
     Raises:
         ModuleNotFoundError: when gigatoken is not installed.
@@ -133,15 +143,31 @@ class GigatokenEncoder:
     # Its cache of words begins anew at every call.
     batch_bytes = 1 << 23
 
-    def __init__(self, tokenizer: SentencePieceTokenizer) -> None:
+    def __init__(self, tokenizer: Tokenizer) -> None:
         gigatoken = require("gigatoken", "preprocess", "fast encoding")
         self._awkward = require("awkward", "preprocess", "fast encoding")
         self._reference = tokenizer
-        reserved = _reserved_pieces(tokenizer)
-        description = _describe(tokenizer, reserved)
-        self._normalize = _take_normalizer(description, tokenizer)
-        self._bpe = gigatoken.Tokenizer.from_json(json.dumps(description))
-        probes = [*_PROBES, *reserved]
+        # what gigatoken is handed of a batch
+        self._normalize: Callable[[Sequence[bytes]], Sequence[bytes]] = list
+        if isinstance(tokenizer, HFTokenizer):
+            # marks become ids as the library does it, inside a text and beside spaces
+            probes = [f"a{mark}b  {mark} c" for mark in tokenizer.marks()]
+            description = json.loads(tokenizer.model)
+            if tokenizer.library.encode_special_tokens:
+                plain = tokenizer.special_texts()
+                added = description["added_tokens"]
+                description["added_tokens"] = [t for t in added if t["id"] not in plain]
+            if description["model"].get("dropout"):
+                raise ValueError("it drops merges at random")
+        else:
+            reserved = _reserved_pieces(tokenizer)
+            probes, description = [*reserved], _describe(tokenizer, reserved)
+            self._normalize = _take_normalizer(description, tokenizer).many
+        try:
+            self._bpe = gigatoken.Tokenizer.from_json(json.dumps(description))
+        except Exception as err:  # nothing more specific; a panic of its own is a BaseException
+            raise ValueError(f"gigatoken: {str(err).partition(chr(10))[0]}") from err
+        probes += _PROBES
         ids, lengths = self._encode([probe.encode() for probe in probes])
         for probe, found in zip(probes, np.split(ids, np.cumsum(lengths)[:-1]), strict=True):
             self._compare(probe, found)
@@ -150,7 +176,7 @@ class GigatokenEncoder:
         """See ``BulkEncoder``. Compares one document per call, or its beginning, as a sample.
 
         Raises:
-            ValueError: when gigatoken and sentencepiece differ on the sample.
+            ValueError: when gigatoken and the tokenizer's own library differ on the sample.
         """
         ids, lengths = self._encode(texts)
         if texts:
@@ -165,16 +191,17 @@ class GigatokenEncoder:
 
     def _encode(self, texts: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         # Our threads each encode a batch; gigatoken's own would ignore their number.
-        documents = self._bpe.encode_batch(self._normalize.many(texts), parallel=False)
+        documents = self._bpe.encode_batch(self._normalize(texts), parallel=False)
         lengths = np.asarray(self._awkward.num(documents), np.int64)
         return np.asarray(self._awkward.flatten(documents)), lengths
 
     def _compare(self, text: str, found: np.ndarray) -> None:
         expected = self._reference.encode(text)
         if found.tolist() != expected:
+            own = _library(self._reference)
             raise ValueError(
-                f"gigatoken and sentencepiece differ on a text that begins {text[:60]!r}: choose "
-                "--encoder sentencepiece, and please report the tokenizer and the text"
+                f"gigatoken and {own} differ on a text that begins {text[:60]!r}: choose "
+                f"--encoder {own}, and please report the tokenizer and the text"
             )
 
 

@@ -85,6 +85,10 @@ class HFTokenizer:
         self.library = self._load(json.dumps(content))
         self.library.encode_special_tokens = True
 
+    def marks(self) -> list[str]:
+        """Tokens that a text which spells them out becomes whole, special ones among them."""
+        return [token.content for token in self.library.get_added_tokens_decoder().values()]
+
     def has_pieces_across_spaces(self) -> bool:
         """Whether tokens are known to go on after a space; here only trying can tell."""
         return False

@@ -4,7 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from megatron_ngpt.data.bulk import TokenizersEncoder, bulk_encoder, load_tokenizer
+from megatron_ngpt.data.bulk import (
+    GigatokenEncoder,
+    TokenizersEncoder,
+    bulk_encoder,
+    load_tokenizer,
+)
 from megatron_ngpt.data.hf_tokenizer import HFTokenizer
 from megatron_ngpt.data.indexed import IndexedDataset
 from megatron_ngpt.data.preprocess import PreprocessJob, long_documents, preprocess
@@ -39,15 +44,44 @@ def test_text_goes_in_and_comes_out(tokenizer, texts):
         assert tokenizer.decode([*tokenizer.encode(text), 0, 601]) == text
 
 
-def test_many_at_once_are_one_after_another(tokenizer, odd_texts):
-    encoder, why = bulk_encoder(tokenizer)
-    assert isinstance(encoder, TokenizersEncoder)
-    assert why == ""
-    ids, lengths = encoder.encode([text.encode() for text in odd_texts])
+@pytest.mark.parametrize("name", ["gigatoken", "tokenizers"])
+def test_many_at_once_are_one_after_another(tokenizer, odd_texts, name):
+    encoder, _ = bulk_encoder(tokenizer, name)
+    assert encoder.name == name
+    texts = [*odd_texts, "a<|endoftext|>b <|endoftext|>", "<|endoftext|>"]
+    ids, lengths = encoder.encode([text.encode() for text in texts])
     found = np.split(ids, np.cumsum(lengths)[:-1])
-    assert [one.tolist() for one in found] == [tokenizer.encode(text) for text in odd_texts]
-    with pytest.raises(ValueError, match=r"--encoder gigatoken does not read tokenizer\.json"):
-        bulk_encoder(tokenizer, "gigatoken")
+    assert [one.tolist() for one in found] == [tokenizer.encode(text) for text in texts]
+
+
+def test_gigatoken_is_taken_where_it_can_be(tokenizer):
+    assert isinstance(bulk_encoder(tokenizer)[0], GigatokenEncoder)
+    with pytest.raises(ValueError, match=r"--encoder sentencepiece does not read tokenizer\.json"):
+        bulk_encoder(tokenizer, "sentencepiece")
+
+
+@pytest.mark.parametrize(
+    ("part", "settings", "reason"),
+    [
+        ("normalizer", {"type": "Lowercase"}, "gigatoken: Unsupported normalizer type"),
+        ("model", {"dropout": 0.01}, "drops merges at random"),
+        # which gigatoken 0.10 does not look at
+        ("added_tokens", {"single_word": True}, "differ on a text"),
+    ],
+)
+def test_what_gigatoken_cannot_do_goes_to_tokenizers(tokenizer, tmp_path, part, settings, reason):
+    description = json.loads(tokenizer.model)
+    old = description[part]
+    description[part] = [t | settings for t in old] if part == "added_tokens" else settings
+    if part == "model":
+        description[part] = old | settings
+    (tmp_path / "tokenizer.json").write_text(json.dumps(description))
+    changed = load_tokenizer(tmp_path / "tokenizer.json")
+    encoder, why = bulk_encoder(changed)
+    assert isinstance(encoder, TokenizersEncoder)
+    assert reason in why
+    with pytest.raises(ValueError, match=reason):
+        bulk_encoder(changed, "gigatoken")
 
 
 def test_a_config_beside_it_names_the_end(tokenizer, tmp_path):
@@ -65,10 +99,12 @@ def test_what_is_no_tokenizer(tmp_path):
         load_tokenizer(tmp_path / "empty.json")
 
 
-def test_a_corpus_with_a_long_document(tokenizer, texts, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["gigatoken", "tokenizers"])
+def test_a_corpus_with_a_long_document(tokenizer, texts, tmp_path, monkeypatch, name):
     for module in (jsonl, long):
         monkeypatch.setattr(module, "LONG", 4000)
-    monkeypatch.setattr(TokenizersEncoder, "batch_bytes", 3000)
+    for encoder in (GigatokenEncoder, TokenizersEncoder):
+        monkeypatch.setattr(encoder, "batch_bytes", 3000)
     monkeypatch.setattr(long_documents, "_AROUND", 200)
     monkeypatch.setattr(long_documents, "_SEARCHED", 2000)
     path = tmp_path / "corpus.jsonl"
@@ -78,10 +114,11 @@ def test_a_corpus_with_a_long_document(tokenizer, texts, tmp_path, monkeypatch):
         output_prefix=str(tmp_path / "out"),
         tokenizer=str(tokenizer.path),
         append_eod=True,
+        encoder=name,
     )
     lines = []
     preprocess(job, lines.append)
-    assert "encoded by tokenizers" in lines[0]
+    assert f"encoded by {name}" in lines[0]
     made = IndexedDataset(tmp_path / "out_text_document")
     for number, text in enumerate(["short", *texts]):
         assert made.document(number).tolist() == [*tokenizer.encode(text), tokenizer.eos_id]

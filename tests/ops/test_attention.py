@@ -37,12 +37,17 @@ def inputs(T, S, N, K, H, dtype):
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("scale", [0.3, 1.0])
 def test_sdpa_is_causal_softmax(shape, scale, dtype, device):
+    q, k, v = inputs(*SHAPES[shape], dtype)
+    # A query with one key has no gradient: it is (dO . v - dO . O) scale k, and O = v. The two
+    # products need not be summed in the same order (torch 2.14 does not).
+    product = normal(*q.shape, seed=99).norm(dim=-1).max() * v.float().norm(dim=-1).max()
     found = assert_same_maths(
         lambda q, k, v: sdpa_attention(q, k, v, scale),
         lambda q, k, v: exact_attention(q, k, v, scale),
-        inputs(*SHAPES[shape], dtype),
+        [q, k, v],
         dtype,
         device,
+        cancelled=float(scale * product * k.float().abs().max()) if k.shape[1] == 1 else 0.0,
     )
     assert found.dtype == dtype
 
