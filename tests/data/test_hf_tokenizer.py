@@ -54,6 +54,15 @@ def test_many_at_once_are_one_after_another(tokenizer, odd_texts, name):
     assert [one.tolist() for one in found] == [tokenizer.encode(text) for text in texts]
 
 
+def test_special_tokens_as_text_go_through_gigatoken_too(tokenizer):
+    plain = load_tokenizer(tokenizer.path)
+    plain.take_special_as_text()
+    encoder, why = bulk_encoder(plain)
+    assert (encoder.name, why) == ("gigatoken", "")
+    found, _ = encoder.encode([b"a<|endoftext|>b"])
+    assert found.tolist() == plain.encode("a<|endoftext|>b") != tokenizer.encode("a<|endoftext|>b")
+
+
 def test_gigatoken_is_taken_where_it_can_be(tokenizer):
     assert isinstance(bulk_encoder(tokenizer)[0], GigatokenEncoder)
     with pytest.raises(ValueError, match=r"--encoder sentencepiece does not read tokenizer\.json"):
