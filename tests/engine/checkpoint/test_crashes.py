@@ -99,7 +99,7 @@ def test_a_save_may_die_after_any_change_of_the_file_system(tmp_path):
     assert found[published][0].startswith("os.rename .writing_step_00000003_")
     assert steps == [2] * published + [3] * (len(found) - published)
     assert sum("rank_00000_" in last for last, *_ in found) > 2, "among the files with tensors"
-    assert len(found) - published > 8, "old checkpoints are deleted file by file"
+    assert len(found) - published > 7, "old checkpoints are deleted file by file"
     for last, complete, progress, told, good, latest, after in found:
         assert told == "", last
         assert good, last
