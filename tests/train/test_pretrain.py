@@ -36,7 +36,9 @@ def test_the_main_job_with_a_stop_and_a_resume(toy_corpus, tmp_path):
     assert second.code == 0, second
     assert second.err == "", second
     lines = second.out.splitlines()
-    assert lines[0].endswith("2 ranks = pp 1 x dp 2 x cp 1 x tp 1"), second
+    tables = [line for line in lines if line.endswith("2 ranks = pp 1 x dp 2 x cp 1 x tp 1")]
+    assert len(tables) == 1, second
+    assert "changed at step" not in second.out, "to stop says nothing of the run"
     after = lines[lines.index("resumed at step 4 of 8") + 1 :]
     assert [line[21:].split(",")[0] for line in after] == ["step 6/8", "step 8/8"]
 
