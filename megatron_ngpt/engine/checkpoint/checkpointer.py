@@ -196,10 +196,17 @@ class Checkpointer:
     def give_up(self, step: int) -> str:
         """Set aside the checkpoint of a step, which leads to numbers that are not finite.
 
+        Collective: no rank ends, and makes the launcher end rank 0, before it is done.
+
         Returns:
-            What was done, "" where there is no such checkpoint. On rank 0; nothing on others.
+            On rank 0 what was done, "" where there is no such checkpoint; "" on others.
         """
-        found = checkpoints(self.folder) if self.rank == 0 else []
+        told = self._give_up(step) if self.rank == 0 else ""
+        dist.barrier(self.group)
+        return told
+
+    def _give_up(self, step: int) -> str:
+        found = checkpoints(self.folder)
         if not found or step_of(found[0]) != step:
             return ""
         self.guard()
