@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+import megatron_ngpt.hf  # noqa: F401  registers nGPT with the Auto classes
 from megatron_ngpt.config import ModelConfig, load_config, parse_config
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
 from megatron_ngpt.engine.checkpoint.weights import load_weights
