@@ -3,17 +3,17 @@
     python -m benchmarks.kernels --offline                   # no GPU: compiled and predicted
     python -m benchmarks.kernels --json kernels.json         # on a GPU: measured beside it
 
-Offline, every kernel is compiled for an A100 (sm_80), an H100 or H200 (sm_90) and a B200 (sm_100) at
-the widths of the presets; the table has registers and spilled bytes of a thread, shared memory of a
-program, the widest loads and stores, bytes moved and floating-point operations by formula, and the time
-that the bytes take at 3.35, 4.8 and 8 TB/s (H100, H200, B200: their makers' figures). On a GPU each
-kernel takes turns with a device copy of as many bytes; told are GB/s and their share of the copy's.
+Offline, every kernel is compiled for an A100 (sm_80), an H100 or H200 (sm_90) and a B200 (sm_100)
+at several widths; the table has registers and spilled bytes of a thread, shared memory of a
+program, the widest loads and stores, bytes moved and floating-point operations by formula, and the
+time that the bytes take at 3.35, 4.8 and 8 TB/s (H100, H200, B200: their maker's figures). On a GPU
+each kernel takes turns with a device copy of as many bytes; told are GB/s and their share of the
+copy's.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -191,7 +191,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--offline", action="store_true", help="compile and predict, no GPU needed")
     parser.add_argument("--widths", type=int, nargs="+", default=list(WIDTHS))
-    parser.add_argument("--sm", type=int, nargs="+", default=list(CAPABILITIES), choices=CAPABILITIES)
+    parser.add_argument(
+        "--sm", type=int, nargs="+", default=list(CAPABILITIES), choices=CAPABILITIES
+    )
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--json", type=Path, help="file for the results")
     options = parser.parse_args(argv)
@@ -201,7 +203,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         device = torch.device("cpu")
     else:
         if not torch.cuda.is_available():
-            parser.error("there is no CUDA device here: --offline compiles and predicts without one")
+            parser.error("no CUDA device here: --offline compiles and predicts without one")
         device = torch.device("cuda")
         rows = measure(options.widths, options.rounds, device)
         print(describe_measured(rows))

@@ -53,7 +53,7 @@ def compile_for(launch: Launch, capability: int) -> Compiled:
     triton: Any = require("triton", "triton", "compiling kernels")
     backend: Any = require("triton.backends.compiler", "triton", "compiling kernels")
     names = list(inspect.signature(launch.kernel.fn).parameters)
-    signature = {name: "constexpr" for name in names}
+    signature = dict.fromkeys(names, "constexpr")
     hints = {}
     for number, value in enumerate(launch.arguments):
         signature[names[number]] = _type(value)

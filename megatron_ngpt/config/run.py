@@ -225,10 +225,10 @@ class EngineConfig:
     attention: Literal["auto", "sdpa", "flash"] = "auto"
     """auto takes flash-attn when it is installed and the tensors suit it, else torch's SDPA."""
 
-    ops: Literal["auto", "reference", "cpp"] = "auto"
+    ops: Literal["auto", "reference", "cpp", "triton"] = "auto"
     """Who computes what is no product of matrices: reference is torch; cpp, for CPUs, is C++ that
-    the first start compiles in about 10 seconds and keeps in ~/.cache/megatron_ngpt. auto takes cpp
-    on a CPU with a compiler, else the reference."""
+    the first start compiles in about 10 seconds and keeps in ~/.cache/megatron_ngpt; triton, for
+    GPUs, are Triton kernels. auto takes cpp on a CPU with a compiler, else the reference."""
 
     deepspeed_overrides: str = ""
     """JSON file merged over the DeepSpeed configuration derived from this one."""

@@ -28,9 +28,9 @@ anyway. What is computed again is whole while it is worked on: a block, a tile.
 The embedding's output is the first block's h. The head, whose loss is computed with its gradient
 (``ops/loss.py``), keeps this: e D a token, and V D / tp of the weight's; gpt's final norm keeps
 e D / tp. Its logits live a chunk at a time, 8 V a token of the chunk (4 V with ``engine.ops`` =
-cpp), and 2 V more in bf16. arXiv 2205.05198, eq. 2, counts 34 D + 5 N T for a GPT block with
-dropout and without flash attention; here nothing is dropped out, and norms keep fp32. Other terms
-that do not grow with tokens are left out.
+cpp or triton), and 2 V more in bf16. arXiv 2205.05198, eq. 2, counts 34 D + 5 N T for a GPT block
+with dropout and without flash attention; here nothing is dropped out, and norms keep fp32. Other
+terms that do not grow with tokens are left out.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _chunk_working(config: Config, tp: int) -> int:
     rows, low = local_rows(config.model.vocab_size, tp), config.train.dtype == "bf16"
     room = CHUNK_BYTES["cpu" if config.engine.device == "cpu" else "cuda"]
     chunk = config.train.loss_chunk * config.train.micro_batch or max(64, room // (4 * rows))
-    each = (4 if config.engine.ops == "cpp" else 8) + (2 if low else 0)
+    each = (4 if config.engine.ops in ("cpp", "triton") else 8) + (2 if low else 0)
     rounded = 4 * rows * config.model.width if low else 0
     return min(chunk, rank_tokens(config)) * each * rows + rounded
 

@@ -1,10 +1,12 @@
-"""Triton kernels against the reference, on CPU tensors; test_kernels.py runs this file.
+"""Triton kernels against the reference, on CPU tensors or a GPU; test_kernels.py runs this file.
 
 It has a process of its own, because Triton looks for TRITON_INTERPRET when it is imported.
 
-The interpreter truncates fp32 to bf16 where a GPU rounds to nearest (Triton 3.9), so bf16 results may
-be one unit in the last place off: 2^-7 of the value.
+The interpreter truncates fp32 to bf16 where a GPU rounds to nearest (Triton 3.9), so bf16 results
+may be one unit in the last place off: 2^-7 of the value.
 """
+
+import os
 
 import pytest
 import torch
@@ -14,6 +16,7 @@ from megatron_ngpt.ops.fused.reference import REFERENCE
 from megatron_ngpt.ops.rope import rotary_table
 
 KERNELS = TritonOperations()
+DEVICE = os.environ.get("KERNELS_DEVICE", "cpu")
 DTYPES = [torch.float32, torch.bfloat16]
 BF16_ROUNDING = 2**-7
 """Truncation is off by up to one unit in the last place, of 8 bits."""
@@ -24,7 +27,7 @@ def draw(*shape, dtype=torch.float32, seed=0, zero_row=True):
     x = torch.randn(shape, generator=torch.Generator().manual_seed(seed))
     if zero_row and len(shape) > 1:
         x[(0,) * (len(shape) - 1)] = 0.0
-    return x.to(dtype)
+    return x.to(DEVICE, dtype)
 
 
 def agree(found, expected, dtype):
@@ -85,8 +88,11 @@ def test_rotary(size, turning, style, dtype, scale):
     x = draw(2, 4, heads + 1, size, dtype=dtype)[:, :, 1:]  # heads lie apart, as of one product
     grad = draw(2, heads, 4, size, dtype=dtype, seed=1, zero_row=False).transpose(1, 2)
     x[0, 0] = grad[0, 0]  # no zero vector
-    positions = torch.arange(8).view(2, 4)
-    for table in (rotary_table(positions, turning, 100.0), rotary_table(positions[1], turning, 9.0)):
+    positions = torch.arange(8, device=DEVICE).view(2, 4)
+    for table in (
+        rotary_table(positions, turning, 100.0),
+        rotary_table(positions[1], turning, 9.0),
+    ):
         s = None if scale is None else draw(*((heads, size) if len(scale) == 2 else (1,)), seed=3)
         both("rotary", dtype, x, table, s, True, style)
         both("rotary_backward", dtype, grad, x, table, s, True, style)
@@ -113,8 +119,8 @@ def test_loss(vocabulary, real, scaled):
     scale = draw(vocabulary, seed=1) if scaled else None
     both("softmax_sums", torch.float32, u, scale, real)
     sums = REFERENCE.softmax_sums(u, scale, real)
-    weight = torch.tensor([1.0, 0.5, 0.0, 1.0, 0.25, 0.0, 1.0])
-    column = torch.tensor([0, real - 1, -1, 5, -1, 3, real // 2])
+    weight = torch.tensor([1.0, 0.5, 0.0, 1.0, 0.25, 0.0, 1.0], device=DEVICE)
+    column = torch.tensor([0, real - 1, -1, 5, -1, 3, real // 2], device=DEVICE)
     found, expected = u.clone(), u.clone()
     arguments = (scale, None if scale is None else scale * 0.5, sums, weight, column, real)
     made = KERNELS.softmax_gradient(found, *arguments)

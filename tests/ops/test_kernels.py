@@ -7,7 +7,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+from megatron_ngpt.ops.fused import pick_operations
 from tests.jobs import REPOSITORY
 
 pytest.importorskip("triton")
@@ -26,10 +28,25 @@ def run(*words: str, **environment: str) -> str:
     return done.stdout
 
 
+def test_refused_off_a_gpu():
+    with pytest.raises(ValueError, match=r"engine\.ops = triton runs on CUDA devices, not on cpu"):
+        pick_operations("triton", torch.device("cpu"))
+
+
+CASES = [
+    *("-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider"),
+    str(Path(__file__).with_name("in_interpreter.py")),
+]
+
+
 def test_results_in_the_interpreter():
-    cases = Path(__file__).with_name("in_interpreter.py")
-    words = ["-m", "pytest", "-q", "--noconftest", "-p", "no:cacheprovider", str(cases)]
-    assert " passed" in run(*words, TRITON_INTERPRET="1")
+    assert " passed" in run(*CASES, TRITON_INTERPRET="1")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_results_on_a_gpu():
+    assert " passed" in run(*CASES, KERNELS_DEVICE="cuda", TRITON_INTERPRET="0")
 
 
 def test_compiled_for_three_chips(tmp_path):

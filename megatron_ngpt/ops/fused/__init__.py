@@ -13,13 +13,17 @@ __all__ = ["REFERENCE", "Operations", "pick_operations", "why_reference"]
 
 
 def pick_operations(wanted: str, device: torch.device) -> Operations:
-    """The implementation behind ``engine.ops`` = auto, reference or cpp.
+    """The implementation behind ``engine.ops`` = auto, reference, cpp or triton.
 
-    auto takes what is fastest on the device, and the reference where that cannot be had.
+    auto takes cpp on a CPU, and the reference where that cannot be had. On a GPU it takes the
+    reference, too: no GPU has run the kernels yet.
 
     Raises:
-        ValueError: cpp was asked for where it cannot run.
+        ValueError: cpp or triton was asked for where it cannot run.
+        ModuleNotFoundError: triton was asked for and is not installed.
     """
+    if wanted == "triton":
+        return _triton(device)
     if wanted == "reference" or (wanted == "auto" and device.type != "cpu"):
         return REFERENCE
     if device.type != "cpu":
@@ -32,6 +36,16 @@ def pick_operations(wanted: str, device: torch.device) -> Operations:
         if wanted == "auto":
             return REFERENCE
         raise ValueError(f"engine.ops = {wanted}: {err}; or set engine.ops to reference") from err
+
+
+def _triton(device: torch.device) -> Operations:
+    if device.type != "cuda":
+        raise ValueError(
+            f"engine.ops = triton runs on CUDA devices, not on {device.type}: set it to auto"
+        )
+    from megatron_ngpt.ops.fused.gpu.operations import TritonOperations
+
+    return TritonOperations()
 
 
 def why_reference(wanted: str, device: torch.device) -> str:

@@ -1,7 +1,7 @@
 """Kernels between the matrices of the feed-forward: SwiGLU and squared ReLU with nGPT's scales.
 
-Tiles of rows and columns. In the backward a program goes down every P-th tile of its columns and adds
-up its part of the scales' gradients, see ``rows.py``.
+Tiles of rows and columns. In the backward a program goes down every P-th tile of its columns and
+adds up its part of the scales' gradients, see ``rows.py``.
 """
 
 from __future__ import annotations

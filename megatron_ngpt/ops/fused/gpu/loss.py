@@ -1,4 +1,4 @@
-"""Kernels of the cross-entropy with s_z: the softmax's sums, and its gradient in place of the logits."""
+"""Kernels of the cross-entropy with s_z: a softmax's sums, and its gradient over the logits."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def softmax_gradient(
     u, scale, slope, largest, total, weight, target, sums, rows, real, width,
     SCALED: tl.constexpr, ROWS: tl.constexpr, COLUMNS: tl.constexpr,
 ):  # fmt: skip
-    """u becomes slope * weight * (softmax - [target]); each program's part of the scale's gradient."""
+    """u becomes slope * weight * (softmax - [target]); each program's part of the scale's."""
     first, count = tl.program_id(0).to(tl.int64), tl.num_programs(0)
     column = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)[None, :]
     part = tl.zeros((COLUMNS,), tl.float32)

@@ -43,7 +43,7 @@ class TritonOperations(Reference):
 
     def unit(self, x: Tensor, eps: float) -> Tensor:
         """Reads x, writes the result."""
-        if not _suits(x):
+        if not _fits(x):
             return REFERENCE.unit(x, eps)
         x = x.contiguous()
         out = torch.empty_like(x)
@@ -52,7 +52,7 @@ class TritonOperations(Reference):
 
     def unit_backward(self, grad: Tensor, x: Tensor, eps: float) -> Tensor:
         """Reads two, writes one."""
-        if not _suits(grad, x):
+        if not _fits(grad, x):
             return REFERENCE.unit_backward(grad, x, eps)
         grad, x = grad.contiguous(), x.contiguous()
         out = torch.empty_like(x)
@@ -61,7 +61,7 @@ class TritonOperations(Reference):
 
     def residual_step(self, h: Tensor, branch: Tensor, alpha: Tensor, eps: float) -> Tensor:
         """Reads h and branch, writes the result."""
-        if not _suits(h, branch):
+        if not _fits(h, branch):
             return REFERENCE.residual_step(h, branch, alpha, eps)
         h, branch = h.contiguous(), branch.contiguous()
         out = torch.empty_like(h)
@@ -72,7 +72,7 @@ class TritonOperations(Reference):
         self, grad: Tensor, h: Tensor, branch: Tensor, alpha: Tensor, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Reads three, writes two."""
-        if not _suits(grad, h, branch):
+        if not _fits(grad, h, branch):
             return REFERENCE.residual_step_backward(grad, h, branch, alpha, eps)
         grad, h, branch = grad.contiguous(), h.contiguous(), branch.contiguous()
         made = torch.empty_like(h), torch.empty_like(branch)
@@ -81,7 +81,7 @@ class TritonOperations(Reference):
 
     def rms_norm(self, x: Tensor, gain: Tensor, eps: float) -> Tensor:
         """Reads x, writes the result."""
-        if not _suits(x):
+        if not _fits(x):
             return REFERENCE.rms_norm(x, gain, eps)
         x = x.contiguous()
         out = torch.empty_like(x)
@@ -92,15 +92,13 @@ class TritonOperations(Reference):
         self, grad: Tensor, x: Tensor, gain: Tensor, eps: float, beside: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Reads two or three, writes one."""
-        if not _suits(grad, x) or not (beside is None or _suits(grad, beside)):
+        if not _fits(grad, x) or not (beside is None or _suits(grad, beside)):
             return REFERENCE.rms_norm_backward(grad, x, gain, eps, beside)
         grad, x = grad.contiguous(), x.contiguous()
         added = grad if beside is None else beside.contiguous()
         out = torch.empty_like(x)
         tensors = (grad, added, x, _vector(gain, x), out)
-        return out, self._some_rows(
-            rows.rms_norm_backward, x, tensors, eps, ADD=beside is not None
-        )
+        return out, self._some_rows(rows.rms_norm_backward, x, tensors, eps, ADD=beside is not None)
 
     def rotary(
         self, x: Tensor, table: Tensor, scale: Tensor | None, normed: bool, style: Style
@@ -210,8 +208,8 @@ class TritonOperations(Reference):
         """Reads and writes u."""
         if not _suits(u) or u.dtype != torch.float32 or not u.is_contiguous():
             return REFERENCE.softmax_gradient(u, scale, slope, sums, weight, column, real)
-        vectors = (_vector(scale, u), _vector(slope, u))
-        vectors += tuple(x.contiguous() for x in (*sums, weight, column))
+        each_row = (x.contiguous() for x in (*sums, weight, column))
+        vectors = (_vector(scale, u), _vector(slope, u), *each_row)
         kernel, scaled = loss.softmax_gradient, scale is not None
         found = self._some_tiles(kernel, u, (u, *vectors), 1, scaled, real)
         return found[0] if found else None
@@ -235,9 +233,7 @@ class TritonOperations(Reference):
         self.launch(Launch(kernel, (len(sums),), arguments, constants, warps))
         return sums.sum(0)
 
-    def _each_tile(
-        self, kernel: Any, x: Tensor, tensors: tuple[Tensor, ...], scaled: bool
-    ) -> None:
+    def _each_tile(self, kernel: Any, x: Tensor, tensors: tuple[Tensor, ...], scaled: bool) -> None:
         """A program for every tile of x."""
         width = x.shape[-1]
         count = x.numel() // width
@@ -254,7 +250,7 @@ class TritonOperations(Reference):
         scaled: bool,
         *numbers: int,
     ) -> list[Tensor]:
-        """A program for some tiles of its columns; the gradients of the scales, if there are any."""
+        """A program for some tiles of its columns; the gradients of the scales, if any."""
         width = x.shape[-1]
         count = x.numel() // width
         down, across = -(-count // _ROWS), -(-width // _COLUMNS)
@@ -268,11 +264,16 @@ class TritonOperations(Reference):
 
 
 def _suits(*tensors: Tensor) -> bool:
-    """Whether kernels can work on them: one of two dtypes, the same in all, vectors not too long."""
+    """Whether kernels can work on them: one of two dtypes, the same in all."""
     first = tensors[0]
     if torch.compiler.is_compiling() or first.dtype not in (torch.float32, torch.bfloat16):
         return False
     return all(t.dtype == first.dtype and t.numel() for t in tensors)
+
+
+def _fits(*tensors: Tensor) -> bool:
+    """The same for kernels that hold a whole row."""
+    return _suits(*tensors) and tensors[0].shape[-1] <= WIDEST
 
 
 def _vector(scale: Tensor | None, x: Tensor) -> Tensor:

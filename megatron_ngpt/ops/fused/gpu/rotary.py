@@ -1,8 +1,8 @@
 """Kernels of queries and keys: rotary embedding, norm of every head's vector, scale by s_qk.
 
-A program holds a few heads of one token. Pairs that turn together are neighbours (interleaved): they
-are loaded side by side, 16 bytes at a time, and taken apart in registers; or they lie half of the
-turning dimensions apart (half): both halves are loaded. Dimensions that stay still come after them.
+A program holds a few heads of one token. Pairs that turn together are neighbours (interleaved):
+they are loaded side by side, 16 bytes at a time, and taken apart in registers; or they lie half of
+the turning dimensions apart (half): both halves are loaded. Dimensions that stay still come last.
 """
 
 from __future__ import annotations

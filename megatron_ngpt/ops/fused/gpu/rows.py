@@ -1,8 +1,8 @@
 """Kernels over the rows of [N, D]: unit, nGPT's residual step, RMSNorm. One pass over memory each.
 
-A program holds a row in registers. Where a vector of length D gets a gradient, a program takes every
-P-th row, adds up its part in registers and writes it to row p of [P, D], which is added up after: no
-atomic additions, so that the result is the same each time. All arithmetic is fp32.
+A program holds a row in registers. Where a vector of length D gets a gradient, a program takes
+every P-th row, adds up its part in registers and writes it to row p of [P, D], which is added up
+after: no atomic additions, so that the result is the same each time. All arithmetic is fp32.
 """
 
 from __future__ import annotations
