@@ -7,7 +7,6 @@ SLURM array: each run is held by a lock on a file in its folder.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import shutil
@@ -23,41 +22,16 @@ from typing import IO, Any
 import yaml
 
 from megatron_ngpt.study.corpus import Corpus
+from megatron_ngpt.study.place import PRETRAIN, Place, add_cost, claimed, code_version
 from megatron_ngpt.study.plan import Run, Study, merged, missing
-from megatron_ngpt.study.results import Row, add_row, losses, read_rows, row_of
+from megatron_ngpt.study.results import Row, add_row, losses, row_of
 
-PRETRAIN = Path(__file__).resolve().parents[2] / "pretrain_ngpt.py"
 TRIES = 3
 """Starts of a run that fail, in a row, before the study gives up."""
 
 
 class StudyFailed(RuntimeError):
     """A run of a study ends with an error again and again."""
-
-
-@dataclass
-class Place:
-    """Where a study's files lie."""
-
-    folder: Path
-    """Run folders and this machine's rows."""
-    committed: tuple[Path, ...] = ()
-    """Rows that are there already and are not run again."""
-    keep_runs: bool = False
-    """Leave the folders of finished runs."""
-
-    @property
-    def rows(self) -> Path:
-        """Where new rows go."""
-        return self.folder / "results.jsonl"
-
-    def known(self) -> dict[str, Row]:
-        """All rows by id."""
-        return read_rows((*self.committed, self.rows))
-
-    def of(self, run: Run) -> Path:
-        """Folder of a run."""
-        return self.folder / "runs" / f"{run.label}_{run.id[:6]}"
 
 
 @dataclass
@@ -114,7 +88,7 @@ class Runner:
         for run in wanted:
             if len(self.working) >= self.jobs:
                 break
-            if run.id not in busy and (lock := _claimed(self.place.of(run))) is not None:
+            if run.id not in busy and (lock := claimed(self.place.of(run))) is not None:
                 self.working.append(Working(run, self._start(run), lock))
                 busy.add(run.id)
         if wanted and not self.working:
@@ -160,7 +134,7 @@ class Runner:
 
     def _ended(self, work: Working, code: int, cpu_seconds: float) -> None:
         run, folder = work.run, self.place.of(work.run)
-        spent = _add_cost(folder / "cost.json", cpu_seconds)
+        spent = add_cost(folder / "cost.json", cpu_seconds)
         with work.lock:  # let go of last
             if code == 0 and _whole(folder, run):
                 row = row_of(run, folder / "metrics.jsonl", spent, code_version())
@@ -184,18 +158,6 @@ class Runner:
             )
 
 
-def _claimed(folder: Path) -> IO[str] | None:
-    """The lock of a run's folder, or None when another runner has it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = (folder / "study.lock").open("w")
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        lock.close()
-        return None
-    return lock
-
-
 def _whole(folder: Path, run: Run) -> bool:
     records = list(_records(folder / "metrics.jsonl"))
     return bool(records) and records[-1]["step"] == run.settings["train"]["steps"]
@@ -217,30 +179,6 @@ def _diverged(folder: Path) -> str:
     lines = output.read_text(encoding="utf-8", errors="replace").splitlines()[-5:]
     found = [line for line in lines if any(f": {words}" in line for words in _NOT_FINITE)]
     return found[-1] if found else ""
-
-
-def _add_cost(path: Path, cpu_seconds: float) -> float:
-    """CPU seconds of all attempts of a run so far."""
-    spent = json.loads(path.read_text(encoding="utf-8")) if path.exists() else 0.0
-    path.write_text(json.dumps(spent + cpu_seconds), encoding="utf-8")
-    return float(spent + cpu_seconds)
-
-
-def code_version() -> str:
-    """Commit of the code, with a plus where files were changed; the package's version elsewhere."""
-    try:
-        told = subprocess.run(
-            ["git", "describe", "--always", "--dirty=+", "--abbrev=10"],
-            cwd=PRETRAIN.parent,
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        return told.stdout.strip()
-    except (OSError, subprocess.CalledProcessError):
-        from importlib import metadata
-
-        return metadata.version("megatron-ngpt")
 
 
 @contextmanager
