@@ -20,7 +20,7 @@ OPTIMIZER = "Optimizer.step#"
 _PLACES: tuple[tuple[type, str, str], ...] = (
     (Engine, "train_step", STEP),
     (NGPT, "forward", MODEL),
-    (NGPT, "_mean_loss", LOSS),
+    (NGPT, "_loss", LOSS),
     (Projection, "__call__", PROJECTION),
 )
 

@@ -18,6 +18,7 @@ from megatron_ngpt.config import Config, DataConfig, EngineConfig, ModelConfig, 
 from megatron_ngpt.config import load_config as config_of
 from megatron_ngpt.data.indexed import IndexedWriter
 from megatron_ngpt.data.tokenizer import SentencePieceTokenizer
+from megatron_ngpt.engine.checkpoint.weights import load_model
 from megatron_ngpt.interop.imported import write_checkpoint
 from megatron_ngpt.interop.sources import Source
 from megatron_ngpt.mesh.launch import Launch
@@ -166,7 +167,7 @@ def test_export_and_import(case, capsys):
     made = generate(case.model, IDS[0].tolist(), length=6, temperature=0)
     assert theirs.generate(IDS[:1], **settings)[0, 17:].tolist() == list(made)
     assert tool("import_hf").main(["--source", there, "--output", back]) == 0
-    opened = tool("generate").load_model(
+    opened = load_model(
         case.folder / "back/checkpoints/step_00000000",
         config_of(case.folder / "back/config.yaml").model,
         torch.device("cpu"),

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 
 import numpy as np
 import pytest
@@ -10,7 +11,8 @@ import torch.distributed as dist
 
 from megatron_ngpt.config import IGNORED, load_config, parse_config
 from megatron_ngpt.data.corpus import open_corpora
-from megatron_ngpt.data.indexed import IndexedWriter
+from megatron_ngpt.data.indexed import IndexedDataset, IndexedWriter
+from megatron_ngpt.data.largest import largest_id
 from megatron_ngpt.data.loader import train_loader
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.mesh.mesh import Mesh
@@ -202,7 +204,11 @@ def test_a_rank_that_fails_alone_is_heard_and_the_others_do_not_wait(tmp_path):
     stages, _ = open_corpora(config.data)
     with train_loader(config, stages, dp=2, dp_rank=1, consumed=2 * 12) as batches:
         place = int(next(batches)[0].tokens[0, 0, 3])  # as token i is i
-    np.memmap(f"{prefix}.bin", "<u2", "r+")[place] = 2000
+    # damage that the start does not see: what it knows of the corpus goes by size and time
+    bin_file, before = f"{prefix}.bin", os.stat(f"{prefix}.bin")
+    assert largest_id(IndexedDataset(prefix)) == 1999
+    np.memmap(bin_file, "<u2", "r+")[place] = 2000
+    os.utime(bin_file, ns=(before.st_atime_ns, before.st_mtime_ns))
     done = pretrain(arguments, processes=2, timeout=90)
     assert done.code == 1, done
     assert done.err.count("holds token id 2000, but model.vocab_size = 2000") == 1, done
