@@ -84,9 +84,10 @@ class TokenBytes:
 
 
 def head_gradient(config: Config, tp: int) -> int:
-    """Bytes of the gradient of a rank's head, as it waits for the backward."""
+    """Bytes of the gradients of a rank's head and of s_z, as they wait for the backward."""
     element = 2 if uses_low_precision_copy(config) else 4
-    return element * local_rows(config.model.vocab_size, tp) * config.model.width
+    rows = local_rows(config.model.vocab_size, tp)
+    return element * rows * config.model.width + (4 * rows if config.model.is_ngpt else 0)
 
 
 def _chunk_working(config: Config, tp: int) -> int:

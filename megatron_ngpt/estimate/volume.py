@@ -9,7 +9,8 @@ ranks of dp and cp; Q and K query and key features of a rank, t its tokens:
         stage 2   the same with A all-reduces
         stage 3   A reduce-scatters of 4 n; all-gathers of the weights, 2 n in bf16 and 4 n in fp32:
                   one a micro-batch, two where more than ``stage3_max_live_parameters`` are let go
-                  after forward; small parameters once a step
+                  after forward, but for the head, whose gradient is made there; small parameters
+                  once a step
         1, 2, 3   all-reduce of 4 bytes per unit vector: the projection
     tp            4 L + 1 per embedding and head: all-gather or reduce-scatter of h in forward, as
                   many in backward, per micro-batch; 4 L more with recomputation, L for the MLP in
@@ -27,6 +28,7 @@ Left out: norms, losses, and what is a few bytes per token (the vocab-parallel l
 from __future__ import annotations
 
 from collections.abc import Iterator
+from math import prod
 from typing import Literal, NamedTuple
 
 from megatron_ngpt.config import Config
@@ -91,7 +93,8 @@ def _data_parallel(
         vectors = _unit_vectors(config, degrees, pp_index)
         sums = 3 if config.optim.angle_cap else 1
         yield Traffic("dp", "all-reduce", FP32 * sums * vectors)
-        yield Traffic("dp", "all-gather", _gathered(state, config, micro_batches))
+        head = _head(config, degrees, pp_index)
+        yield Traffic("dp", "all-gather", _gathered(state, config, micro_batches, head))
 
 
 def _context_parallel(
@@ -132,17 +135,26 @@ def _unit_vectors(config: Config, degrees: Degrees, pp_index: int) -> int:
     )
 
 
-def _gathered(state: RankState, config: Config, micro_batches: int) -> int:
-    """Bytes of all-gathered weights in a step."""
+def _head(config: Config, degrees: Degrees, pp_index: int) -> int:
+    """Values of the head on a rank, 0 where it has none of its own."""
+    specs = rank_parameters(config, degrees, pp_index)
+    return sum(
+        prod(local_shard(spec, degrees, 0).shape) for spec in specs if spec.name == "head.weight"
+    )
+
+
+def _gathered(state: RankState, config: Config, micro_batches: int, head: int) -> int:
+    """Bytes of all-gathered weights in a step; the head has so many values."""
     low = BF16 if config.train.dtype == "bf16" else FP32
     if state.stage < 3:
         matrix = low if state.copies else FP32
         return FP32 * sum(state.vectors) + matrix * sum(state.matrices)
     limit, live = state.persistence_threshold, state.live_parameters
     large = [size for size in state.matrices if size > limit]
-    uses = micro_batches * (2 if sum(large) > live else 1)
+    again = sum(large) - (head if head > limit else 0) if sum(large) > live else 0
     small = sum(state.matrices) - sum(large)
-    return FP32 * sum(state.vectors) + low * (small + uses * sum(large))
+    once = FP32 * sum(state.vectors) + low * small
+    return once + low * micro_batches * (sum(large) + again)
 
 
 def _between_layers(

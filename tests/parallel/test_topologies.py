@@ -181,7 +181,8 @@ def test_a_chaotic_kind_is_moved_as_another_order_of_sums_moves_it_on_one_proces
     """Without the sphere rounding errors grow with training; four times their size is a sample's
     spread, a wrong gradient is not (a thousand times as far off)."""
     found, expected, others = trained(case)[0], plain(case.kind), summed_otherwise(case.kind)
-    assert furthest(found.losses[:STEADY], expected.losses[:STEADY]) <= 1e-5
+    # some forty roundings of a loss of 5.5 in fp32
+    assert furthest(found.losses[:STEADY], expected.losses[:STEADY]) <= 2e-5
     moved = max(furthest(other.losses, expected.losses) for other in others)
     assert furthest(found.losses, expected.losses) <= 4 * moved
     moved = max(furthest_relative(other.norms, expected.norms) for other in others)

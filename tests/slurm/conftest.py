@@ -11,11 +11,12 @@ import psutil
 import pytest
 
 from megatron_ngpt.run.attempts import Attempt, read_attempts, read_metrics
+from megatron_ngpt.run.checkpoints import checkpoints, step_of
 from tests.distributed import run
 from tests.jobs import REPOSITORY, metrics, train_on, words
 from tests.slurm.cluster import Cluster, missing, running, wait_for
 
-STEPS = 150
+STEPS = 220
 SECTIONS = {"train": {"steps": STEPS}, "checkpoint": {"every": 10}, "logging": {"every": 50}}
 ENDED = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
 SITE = """
@@ -120,6 +121,18 @@ class Run:
         done = lambda: self.steps() >= steps  # noqa: E731
         wait_for(lambda: done() or self.ended(), 180, f"{steps} steps\n{self}")
         assert done(), self
+
+    def saved(self) -> int:
+        """Step of the newest checkpoint, 0 where there is none."""
+        found = checkpoints(self.folder / "checkpoints")
+        return step_of(found[0]) if found else 0
+
+    def saves(self) -> None:
+        """Wait until the attempt that runs has a checkpoint of its own, written behind its back."""
+        self.reach(1)
+        new = lambda: self.saved() > self.attempts[-1].resumed_at  # noqa: E731
+        wait_for(lambda: new() or self.ended(), 180, f"a checkpoint\n{self}")
+        assert new(), self
 
     def requeued(self, restarts: int, *changes: str) -> None:
         """Wait until the job was requeued so often; spare it SLURM's pause of two minutes."""

@@ -72,13 +72,13 @@ def preemption(run: Run) -> str:
 
 
 def a_killed_rank(run: Run) -> str:
-    run.reach(15)
+    run.saves()
     os.kill(rank_pid(run, 1), signal.SIGKILL)
     return "rank died"
 
 
 def a_killed_node(run: Run) -> str:
-    run.reach(15)
+    run.saves()
     run.cluster.pull_plug("n2")
     wait_for(lambda: run.facts()["JobState"] != "RUNNING", 60, f"the end of the job\n{run}")
     return "rank died"
@@ -86,7 +86,7 @@ def a_killed_node(run: Run) -> str:
 
 def a_killed_rank_that_slurm_forgot(run: Run) -> str:
     """Its slurmstepd is killed before it, so that srun never learns of its end."""
-    run.reach(15)
+    run.saves()
     rank = rank_pid(run, 1)
     kill_slurmstepd(rank)
     os.kill(rank, signal.SIGKILL)
@@ -101,7 +101,7 @@ def kill_slurmstepd(rank: int) -> None:
 
 
 def a_hung_rank(run: Run) -> str:
-    run.reach(15)
+    run.saves()
     os.kill(rank_pid(run, 1), signal.SIGSTOP)
     return "hang"
 
@@ -126,7 +126,7 @@ def test_asked_to_end_by_signal_limit_and_preemption(pretraining, whole):
     assert all(a.resumed_at == b.step for b, a in pairwise(run.attempts)), "nothing was lost"
     first = run.attempts[0]
     assert (first.nodes, first.ranks, first.job) == ("n[1-2]", 2, run.job)
-    line = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  step 150/150, loss .* 0:00:00 left, time limit in \d+:"
+    line = r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  step 220/220, loss .* 0:00:00 left, time limit in \d+:"
     assert re.search(line, run.said), run
 
 
@@ -185,7 +185,7 @@ def test_fewer_nodes_than_before(pretraining, whole):
     run.cluster.command("scontrol", "update", "NodeName=n3", "State=DRAIN", "Reason=test")
     try:
         run.submit("--nodes=2")
-        run.reach(15)
+        run.saves()
         assert run.facts()["NodeList"] == "n[1-2]"
         run.cluster.pull_plug("n2")
         run.waits(1)

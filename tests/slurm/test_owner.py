@@ -30,7 +30,7 @@ def test_another_job_takes_over_from_a_node_that_died(pretraining, whole):
     """Nothing tells that the owner is dead but its silence."""
     run = pretraining(logging={"every": 50, "owner_lease": 15})
     run.submit("--nodes=2")
-    run.reach(15)
+    run.saves()
     run.cluster.pull_plug("n1")
     run.cluster.command("scancel", "--full", run.job)
     wait_for(run.ended, 60, f"the end of the first job\n{run}")
