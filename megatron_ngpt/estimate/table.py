@@ -179,8 +179,8 @@ def device_notes(config: Config, degrees: Degrees, device: torch.device) -> Iter
         yield from _gpu_notes(config, degrees, device)
     elif config.train.dtype == "bf16" and not has_bf16_units():
         yield (
-            "this CPU has no units for bf16: products are computed in fp32; train.dtype = fp32 "
-            "takes about the same time and more memory"
+            "this CPU has no units for bf16: products are computed in fp32, so that bf16 saves "
+            "memory here, not time; train.dtype = fp32 is exact"
         )
     yield _operations(config.engine.ops, device)
 
