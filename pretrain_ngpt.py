@@ -128,7 +128,7 @@ def pretrain(config: Config, launch: Launch, watch: Watch) -> None:
         _compare(given, degrees, stages, watch)
         for note in corpora_notes:
             say(f"corpora: {note}")
-    start(launch, device)
+    start(launch, device, config.train.deterministic)
     _train(config, degrees, device, stages, valid, watch)
     if launch.rank == 0 and watch.reason:
         say(f"ends after step {watch.step}: {watch.reason}, saved")

@@ -18,11 +18,15 @@ from pathlib import Path
 from typing import Any
 
 from megatron_ngpt.console import tool
-from megatron_ngpt.engine.checkpoint.index import AVERAGES, MASTER, check_files, read_index
+from megatron_ngpt.engine.checkpoint.index import (
+    AVERAGES,
+    DTYPE_BYTES,
+    MASTER,
+    check_files,
+    read_index,
+)
 from megatron_ngpt.run.checkpoints import STATE, find_checkpoint, read_progress
 from megatron_ngpt.run.durable import DamagedCheckpoint
-
-BYTES = {"float32": 4, "bfloat16": 2, "float16": 2, "uint8": 1}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -77,7 +81,7 @@ def describe(checkpoint: Path, content: dict) -> Iterator[str]:
         kind, _, rest = name.partition("/")
         kinds.setdefault(kind, {})[rest] = tensor
     for kind, members in kinds.items():
-        size = sum(prod(t["shape"]) * BYTES[t["dtype"]] for t in members.values())
+        size = sum(prod(t["shape"]) * DTYPE_BYTES[t["dtype"]] for t in members.values())
         yield f"{kind:11} {len(members)} tensors, {_size(size)}"
     yield from _parameters(kinds.get(MASTER, {}))
 
@@ -102,7 +106,7 @@ def _parameters(masters: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield f"  {'name':{width}}  {'shape':>14}  {'dtype':8}  boxes  size"
     for name, tensor in masters.items():
         shape = " x ".join(map(str, tensor["shape"]))
-        size = _size(prod(tensor["shape"]) * BYTES[tensor["dtype"]])
+        size = _size(prod(tensor["shape"]) * DTYPE_BYTES[tensor["dtype"]])
         boxes = len(tensor["boxes"])
         yield f"  {name:{width}}  {shape:>14}  {tensor['dtype']:8}  {boxes:5}  {size}"
 

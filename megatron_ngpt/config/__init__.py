@@ -1,7 +1,7 @@
 """One tree of frozen dataclasses, its command line, its checks, and the DeepSpeed dictionary."""
 
 from megatron_ngpt.config.checks import check, check_batch, check_plan, fit_micro_batch
-from megatron_ngpt.config.cli import load_config, parse_config, save_config
+from megatron_ngpt.config.cli import config_from, load_config, parse_config, save_config
 from megatron_ngpt.config.data import (
     IGNORED,
     Blend,
@@ -49,6 +49,7 @@ __all__ = [
     "check_batch",
     "check_plan",
     "completed",
+    "config_from",
     "corpora_of",
     "fit_micro_batch",
     "last_trained",

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import ArgumentParser, set_loader, set_parsing_settings
+from jsonargparse import ArgumentError, ArgumentParser, set_loader, set_parsing_settings
 
 from megatron_ngpt.config.checks import check
 from megatron_ngpt.config.hints import hint
@@ -120,6 +120,36 @@ def _gaps(values: Mapping[str, Any], shape: Mapping[str, Any], at: str = "") -> 
 def load_config(path: str | Path, *overrides: str) -> Config:
     """Configuration from a saved YAML file, for example ``RUN_DIR/config.yaml``."""
     return parse_config(["--config", as_written(str(path)), *overrides])
+
+
+def config_from(settings: Mapping[str, Any]) -> Config:
+    """Configuration from settings by dotted name, as a run's ledger keeps them.
+
+    One that it lacks is at its default, which is what runs did before there was the setting; what
+    is unknown here is passed over.
+
+    Raises:
+        ValueError: a value is of no use.
+    """
+    known = _nested(settings, Config().to_dict())
+    command = parser()
+    command.exit_on_error = False
+    try:
+        values = command.instantiate_classes(command.parse_object(known))
+    except (ArgumentError, TypeError) as err:
+        raise ValueError(f"settings of another version? {err}") from err
+    return Config(**{name: values[name] for name in Config.__dataclass_fields__})
+
+
+def _nested(settings: Mapping[str, Any], shape: Mapping[str, Any], at: str = "") -> dict[str, Any]:
+    """Those of a section that are known and given."""
+    found: dict[str, Any] = {}
+    for name, default in shape.items():
+        if isinstance(default, dict):
+            found[name] = _nested(settings, default, f"{at}{name}.")
+        elif at + name in settings:
+            found[name] = settings[at + name]
+    return found
 
 
 def save_config(config: Config, path: str | Path) -> None:

@@ -176,6 +176,10 @@ class TrainConfig:
     """Folder where compiled blocks are kept for later starts and other ranks; empty means
     logging.dir/compile_cache. TORCHINDUCTOR_CACHE_DIR in the environment goes before it."""
 
+    deterministic: bool = False
+    """Only algorithms that give the same bits each time: two runs on one machine are equal to the
+    last bit. On CPUs they are without it, too; on GPUs it costs speed and some memory."""
+
     check_every: int = 500
     """Steps between checks that replicated parameters are equal on all their ranks, and of how far
     unit vectors are from length 1; 0 means never."""

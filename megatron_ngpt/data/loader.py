@@ -64,15 +64,19 @@ class BatchReader:
         Raises:
             ValueError: when a token id is not below vocab_size.
         """
-        share = self.global_batch // self.dp
-        first = consumed + self.dp_rank * share
-        places = self.stream.places(np.arange(first, first + share))
+        places = self.places(consumed)
         rows = read_rows(places, self.stream.seq_len + 1)
         self._check_ids(places, rows)
         tokens, targets = rows[:, :-1], rows[:, 1:]
         if self.documents:
             targets = np.where(document_ends(places, self.stream.seq_len), IGNORED, targets)
         return Batch(self._tensor(tokens), self._tensor(targets)), consumed + self.global_batch
+
+    def places(self, consumed: int) -> list[Place]:
+        """Where the samples of that batch begin, in order."""
+        share = self.global_batch // self.dp
+        first = consumed + self.dp_rank * share
+        return self.stream.places(np.arange(first, first + share))
 
     def _tensor(self, rows: np.ndarray) -> Tensor:
         # Made contiguous by numpy: torch would start a second pool of threads in the loader's.
@@ -185,6 +189,13 @@ def train_loader(
         )
     reader = _reader(config, stream, "data.train", dp=dp, dp_rank=dp_rank, pin=pin)
     return Loader(reader, consumed, config.data.prefetch)
+
+
+def train_reader(config: Config, stages: Sequence[Stage], *, dp: int, dp_rank: int) -> BatchReader:
+    """What reads the training batches of one rank, for those who look at any step."""
+    data = config.data
+    stream = BlendStream(stages, data.seq_len, config.train.seed, data.shuffle_unit)
+    return _reader(config, stream, "data.train", dp=dp, dp_rank=dp_rank, pin=False)
 
 
 def eval_batches(

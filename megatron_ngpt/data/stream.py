@@ -96,18 +96,18 @@ def document_ends(places: Sequence[Place], length: int) -> np.ndarray:
     """Which of ``length`` tokens from each place on end a document: bool[places, length]."""
     rows = np.zeros((len(places), length), bool)
     for row, (corpus, start) in zip(rows, places, strict=True):
-        for at, first, count in _stretches(corpus.token_count, start, length):
+        for at, first, count in stretches(corpus.token_count, start, length):
             row[at + corpus.document_ends(first, first + count)] = True
     return rows
 
 
 def read_endless(corpus: TokenRange, start: int, out: np.ndarray) -> None:
     """Fill out from the endless text, which may pass the corpus's end any number of times."""
-    for at, first, count in _stretches(corpus.token_count, start, len(out)):
+    for at, first, count in stretches(corpus.token_count, start, len(out)):
         out[at : at + count] = corpus.tokens(first, first + count)
 
 
-def _stretches(size: int, start: int, length: int) -> Iterator[tuple[int, int, int]]:
+def stretches(size: int, start: int, length: int) -> Iterator[tuple[int, int, int]]:
     """A piece of the endless text of ``size`` tokens: place in it, first token and count of each
     stretch that lies within one pass."""
     done = 0

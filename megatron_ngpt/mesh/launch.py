@@ -158,10 +158,12 @@ def pick_device(wanted: str, local_rank: int) -> torch.device:
     return torch.device("cuda", local_rank)
 
 
-def start(launch: Launch, device: torch.device) -> None:
+def start(launch: Launch, device: torch.device, deterministic: bool = False) -> None:
     """Join the default process group: gloo for CPU tensors, NCCL for CUDA tensors."""
     import torch.distributed as dist
 
+    if deterministic:
+        _same_bits_each_time()
     # DeepSpeed reads these two there, whoever launched
     os.environ["LOCAL_RANK"] = str(launch.local_rank)
     os.environ["DS_ACCELERATOR"] = device.type
@@ -177,6 +179,21 @@ def start(launch: Launch, device: torch.device) -> None:
         store = dist.TCPStore(launch.address, launch.port, launch.world_size, serves)
         store = dist.PrefixStore(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"), store)
     dist.init_process_group(backend, store=store, rank=launch.rank, world_size=launch.world_size)
+
+
+def _same_bits_each_time() -> None:
+    """Nothing but deterministic algorithms; an operation that has none raises an error.
+
+    See https://docs.pytorch.org/docs/stable/notes/randomness.html.
+    """
+    import torch
+
+    # asked for by cuBLAS before the first product: its scratch memory, which several streams share
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    # nothing reads memory that it has not written, and filling it first takes time
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
 
 
 def tell(launch: Launch, why: str) -> None:

@@ -144,12 +144,14 @@ def flash_attention(
     flash = _flash_attn()
     if documents is not None and q.shape[1] < k.shape[1]:
         return _after_cache(q, k, v, scale, documents)
+    # its backward adds up with atomics, and knows nothing of torch's setting
+    how = {"causal": True, "deterministic": torch.are_deterministic_algorithms_enabled()}
     if documents is None:
-        return flash.flash_attn_func(q, k, v, softmax_scale=scale, causal=True)
+        return flash.flash_attn_func(q, k, v, softmax_scale=scale, **how)
     flat = (x.flatten(0, 1) for x in (q, k, v))
     offsets, longest = documents.offsets, documents.longest
     out = flash.flash_attn_varlen_func(
-        *flat, offsets, offsets, longest, longest, softmax_scale=scale, causal=True
+        *flat, offsets, offsets, longest, longest, softmax_scale=scale, **how
     )
     return out.view(*q.shape[:-1], v.shape[-1])
 

@@ -35,7 +35,7 @@ CONSEQUENCES = {
     "train.dtype": "later steps are computed in another precision",
     "train.on_": _LATER,
     **{f"train.{name}": _ROUNDING for name in ("micro_batch", "elastic", "mlp_tile", "loss_chunk")},
-    **{f"train.{name}": _ROUNDING for name in ("recompute", "offload", "compile")},
+    **{f"train.{name}": _ROUNDING for name in ("recompute", "offload", "compile", "deterministic")},
     "data.": _LATER,
     **{f"data.{name}": _NOTHING for name in ("cache_dir", "prefetch", "tokenizer")},
     "data.seq_len": "later sequences have another length; no token repeats (data.shuffle_unit)",

@@ -21,6 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from megatron_ngpt.engine.checkpoint.header import read_header
 from megatron_ngpt.run.durable import DamagedCheckpoint
 
 CHUNK = 1 << 24
@@ -99,10 +100,7 @@ class Stored:
     def __init__(self, path: Path) -> None:
         self.path, self.handle = path, os.open(path, os.O_RDONLY)
         try:
-            self.start = 8 + int.from_bytes(os.pread(self.handle, 8, 0), "little")
-            if self.start > os.fstat(self.handle).st_size:
-                raise ValueError("its header is cut off")
-            self.entries = json.loads(os.pread(self.handle, self.start - 8, 8))
+            self.entries = read_header(self.handle)
         except ValueError as err:
             os.close(self.handle)
             raise DamagedCheckpoint(f"{path}: {err}") from err
@@ -117,15 +115,20 @@ class Stored:
         """Fill a tensor of one or two dimensions from the window of another that begins at offsets.
 
         Any dtype and device; whole rows of the same dtype go straight to where they belong.
+
+        Raises:
+            DamagedCheckpoint: there is no such tensor, or it has no such window.
         """
-        entry = self.entries[name]
-        dtype = _DTYPES[entry["dtype"]]
+        entry = self.entries.get(name)
+        if entry is None or not _inside(offsets, into.shape, entry.shape):
+            raise DamagedCheckpoint(f"{self.path}: {name} is not what the index says")
+        dtype = _DTYPES[entry.dtype]
         (row, column), width = (offsets[0], 0), 1
         if into.dim() == 2:
-            (row, column), width = (offsets[0], offsets[1]), entry["shape"][1]
+            (row, column), width = (offsets[0], offsets[1]), entry.shape[1]
         else:
             into = into[:, None]
-        at = self.start + entry["data_offsets"][0] + row * width * dtype.itemsize
+        at = entry.start + row * width * dtype.itemsize
         straight = into.is_contiguous() and into.device.type == "cpu" and into.dtype == dtype
         if straight and into.shape[1] == width:
             return self._fill(into.view(-1), at)
@@ -144,3 +147,10 @@ class Stored:
             if not count:
                 raise DamagedCheckpoint(f"{self.path} ends before its last tensor")
             left, at = left[count:], at + count
+
+
+def _inside(offsets: Sequence[int], sizes: Sequence[int], shape: Sequence[int]) -> bool:
+    """Whether a window is inside of a tensor."""
+    edges = zip(offsets, sizes, shape, strict=False)
+    same = len(offsets) == len(sizes) == len(shape)
+    return same and all(o >= 0 and o + s <= n for o, s, n in edges)

@@ -18,6 +18,11 @@ FORMAT = 1
 MASTER = "master"
 AVERAGES = ("exp_avg", "exp_avg_sq")
 """Kinds of tensors: ``master/NAME`` and what Adam keeps of each."""
+DTYPE_BYTES = {
+    **{"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2},
+    **{"int64": 8, "int32": 4, "uint8": 1},
+}
+"""Bytes of a value, by the name that the index gives its type."""
 _CHUNK, _THREADS = 1 << 24, 2
 
 
@@ -68,13 +73,53 @@ def read_index(folder: Path) -> dict:
     try:
         content: dict = json.loads(path.read_text(encoding="utf-8"))
         version, claimed = int(content["format"]), int(content.pop("crc32"))
-    except (OSError, ValueError, KeyError, TypeError) as err:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
         raise DamagedCheckpoint(f"{path}: {err!r}") from err
     if claimed != checksum(content):
         raise DamagedCheckpoint(f"{path}: its content is not what was written (checksum)")
     if version != FORMAT:
         raise ValueError(f"{path} is of format {version}, this version reads format {FORMAT}")
+    if problem := _unsound(content):
+        raise DamagedCheckpoint(f"{path}: {problem}")
     return content
+
+
+def _unsound(content: dict) -> str:
+    """What is not as :func:`write_index` writes it, although its checksum is right; "" if all is.
+
+    A checksum guards against accidents. This guards what is read next: a name that leads out of the
+    checkpoint's folder, a box outside its tensor.
+    """
+    try:
+        for name, facts in content["files"].items():
+            if name in ("", ".", "..") or "/" in name or "\0" in name:
+                return f"{name!r} is no name of a file in it"
+            if set(facts) != {"size", "crc32"} or not _counts(facts.values()):
+                return f"size and crc32 of {name} are {facts}"
+        for name, tensor in content["tensors"].items():
+            if tensor["dtype"] not in DTYPE_BYTES or not _counts(tensor["shape"]):
+                return f"{name} is {tensor['dtype']} of shape {tensor['shape']}"
+            if problem := _bad_box(tensor, content["files"]):
+                return f"{name} has a box {problem}"
+    except (KeyError, TypeError, AttributeError, ValueError) as err:
+        return f"it does not hold what an index holds: {err!r}"
+    return ""
+
+
+def _bad_box(tensor: dict, files: dict) -> str:
+    """The first box that is not inside a tensor, or in no file."""
+    for box in tensor["boxes"]:
+        offsets, sizes = box["offsets"], box["sizes"]
+        edges = zip(offsets, sizes, tensor["shape"], strict=True)
+        if not _counts([*offsets, *sizes]) or any(o + s > n for o, s, n in edges):
+            return f"at {offsets} of {sizes} in {tensor['shape']}"
+        if box["file"] not in files or not isinstance(box["key"], str):
+            return f"in {box['file']!r}"
+    return ""
+
+
+def _counts(values: Iterable) -> bool:
+    return all(type(value) is int and value >= 0 for value in values)
 
 
 def check_files(folder: Path, names: Iterable[str], content: dict, checksums: bool) -> None:
