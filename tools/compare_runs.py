@@ -1,4 +1,4 @@
-"""The first step, parameter, rank and box at which two runs or two checkpoints differ, and by how much.
+"""The first step, parameter, rank and box at which two runs or checkpoints differ; by how much.
 
     python tools/compare_runs.py A B
 

@@ -2,8 +2,8 @@
 
     python tools/show_batch.py RUN --step K [--rank R] [--attempt N] [--json]
 
-RUN is the run's logging.dir. Without --rank every sequence of the step is shown whole; with it, what
-that rank was given, in its order. Blends, stages, lengths, topology and settings are those of the
+RUN is the run's logging.dir. Without --rank every sequence of the step is shown whole; with it,
+what that rank was given, in its order. Blends, stages, lengths, topology and settings are those of the
 start that did the step; a step that is still to come is shown as it is planned. Needs the corpora,
 no GPU, no checkpoint and no other step's data.
 """
@@ -66,8 +66,8 @@ def _shown(given: Given, tokenizer: Tokenizer | None) -> Iterator[str]:
         f"{given.corpus} ({given.prefix}), pass {given.passed + 1}"
     )
     for piece in given.pieces:
-        ids = given.tokens[piece.first : piece.first + piece.count]
-        last = piece.offset + piece.count - 1
+        ids = given.tokens[piece.first : piece.first + piece.length]
+        last = piece.offset + piece.length - 1
         yield f"  document {piece.document}, tokens {piece.offset} to {last}:"
         yield tokenizer.decode(ids) if tokenizer else " ".join(map(str, ids.tolist()))
 

@@ -64,7 +64,7 @@ class Piece(NamedTuple):
     """Of the first of them in the document."""
     first: int
     """Index of the first of them among the sequence's tokens."""
-    count: int
+    length: int
 
 
 @dataclass(frozen=True)

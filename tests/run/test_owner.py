@@ -86,7 +86,9 @@ def test_a_second_process_is_refused_and_a_killed_one_taken_over(tmp_path):
         for fact in ("logging.dir = ", f"process {first.pid} on {os.uname().nodename}, job first"):
             assert fact in str(refused.value)
         assert verdict(claims.read(tmp_path), Claim()) == "alive", "nothing of it was touched"
-        first.kill()  # and not yet waited for: a zombie owns nothing
+        first.kill()
+        # dead, and not yet waited for: a zombie owns nothing
+        os.waitid(os.P_PID, first.pid, os.WEXITED | os.WNOWAIT)
         with owner(tmp_path) as second:
             second.check()
     assert claims.read(tmp_path).released
