@@ -3,9 +3,9 @@
     python tools/show_batch.py RUN --step K [--rank R] [--attempt N] [--json]
 
 RUN is the run's logging.dir. Without --rank every sequence of the step is shown whole; with it,
-what that rank was given, in its order. Blends, stages, lengths, topology and settings are those of the
-start that did the step; a step that is still to come is shown as it is planned. Needs the corpora,
-no GPU, no checkpoint and no other step's data.
+what that rank was given, in its order. Blends, stages, lengths, topology and settings are those of
+the start that did the step; a step that is still to come is shown as it is planned. Needs the
+corpora, no GPU, no checkpoint and no other step's data.
 """
 
 from __future__ import annotations
