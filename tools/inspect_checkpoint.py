@@ -19,7 +19,6 @@ from typing import Any
 
 from megatron_ngpt.console import tool
 from megatron_ngpt.engine.checkpoint.index import (
-    AVERAGES,
     DTYPE_BYTES,
     MASTER,
     check_files,
@@ -83,7 +82,8 @@ def describe(checkpoint: Path, content: dict) -> Iterator[str]:
     for kind, members in kinds.items():
         size = sum(prod(t["shape"]) * DTYPE_BYTES[t["dtype"]] for t in members.values())
         yield f"{kind:11} {len(members)} tensors, {_size(size)}"
-    yield from _parameters(kinds.get(MASTER, {}))
+    averages = [kind for kind in sorted(kinds) if kind not in (MASTER, "rng")]
+    yield from _parameters(kinds.get(MASTER, {}), averages)
 
 
 def _state(checkpoint: Path) -> Iterator[str]:
@@ -98,11 +98,11 @@ def _state(checkpoint: Path) -> Iterator[str]:
         return
 
 
-def _parameters(masters: dict[str, dict[str, Any]]) -> Iterator[str]:
+def _parameters(masters: dict[str, dict[str, Any]], averages: Sequence[str]) -> Iterator[str]:
     """A table of the parameters, in the order of their names."""
     total = sum(prod(tensor["shape"]) for tensor in masters.values())
     width = max((len(name) for name in masters), default=0)
-    yield f"parameters  {total:,} in {len(masters)}, each with {' and '.join(AVERAGES)}"
+    yield f"parameters  {total:,} in {len(masters)}, with {' and '.join(averages)}"
     yield f"  {'name':{width}}  {'shape':>14}  {'dtype':8}  boxes  size"
     for name, tensor in masters.items():
         shape = " x ".join(map(str, tensor["shape"]))

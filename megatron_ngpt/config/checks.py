@@ -20,7 +20,8 @@ def check(config: Config) -> None:
     """Raise one ValueError that lists every impossible setting, each with the way out."""
     # the second kind reckons with values of which the first kind makes sure
     problems = list(_positive(config)) or [
-        *model_problems(config.model), *_optim(config), *_engine(config), *_parallel(config),
+        *model_problems(config.model), *_optim(config), *_muon(config), *_engine(config),
+        *_parallel(config),
         *_run(config), *data_problems(config.data),
     ]  # fmt: skip
     _refuse(problems or list(_later(config)))
@@ -86,7 +87,7 @@ _AT_LEAST: dict[str, float] = {
     **{f"model.{name}": 0 for name in ("init_std", "norm_eps", "head_norm_eps", "mlp_eps")},
     **{f"parallel.{name}": 1 for name in ("tp", "pp", "cp", "ulysses")},
     **{f"optim.{name}": 0 for name in ("lr", "min_lr", "warmup_steps", "decay_steps", "eps")},
-    **{f"optim.{name}": 0 for name in ("weight_decay", "grad_clip")},
+    **{f"optim.{name}": 0 for name in ("weight_decay", "grad_clip", "adam_lr", "momentum")},
     **{f"optim.{name}": 0 for name in ("gate", "angle_cap", "reference_steps")},
     **{f"model.reference_{name}": 0 for name in ("width", "layers")},
     **{"data.seq_len": 1, "data.shuffle_unit": 0, "data.prefetch": 0},
@@ -148,6 +149,36 @@ def _optim(config: Config) -> Iterator[str]:
         )
     if not all(0 <= beta < 1 for beta in optim.betas):
         yield f"optim.betas = {list(optim.betas)}: both must be in [0, 1)"
+
+
+def _muon(config: Config) -> Iterator[str]:
+    optim = config.optim
+    if not optim.is_muon:
+        if optim.adam_lr:
+            yield (
+                f"optim.adam_lr = {optim.adam_lr} with optim.optimizer = adamw, which has optim.lr "
+                "alone: set it to 0"
+            )
+        return
+    name = f"optim.optimizer = {optim.optimizer}"
+    if config.parallel.tp > 1:
+        yield (
+            f"{name} with parallel.tp = {config.parallel.tp}: it works on whole matrices, of which "
+            "a rank would have parts: set parallel.tp to 1 or optim.optimizer to adamw"
+        )
+    if optim.lr == 0:
+        yield f"{name} with optim.lr = 0: the learning rate of AdamW is a multiple of it"
+    if not optim.momentum < 1:
+        yield f"optim.momentum = {optim.momentum}: must be below 1"
+    if optim.gate != 1:
+        yield f"{name} with optim.gate = {optim.gate}: the gate is AdamW's: set one of them back"
+    if config.model.parametrisation == "nugpt":
+        yield (
+            f"{name} with model.parametrisation = nugpt, whose learning rates are AdamW's: set one "
+            "of them back"
+        )
+    if optim.optimizer == "muonh" and config.model.is_ngpt:
+        yield f"{name} with model.architecture = ngpt, which has its own sphere: set it to muon"
 
 
 def _engine(config: Config) -> Iterator[str]:

@@ -29,6 +29,10 @@ class ScaleConfig:
     learned: bool = True
     """False fixes the effective value at init: no parameter."""
 
+    paired: bool = False
+    """s_qk alone: one value for both dimensions that the rotary embedding turns together, so that
+    attention sees only distances between positions, as in gpt."""
+
     def at(self, layer: int) -> LayerScale:
         """What holds in one layer; lists have as many values as there are layers."""
         init, scale = (v[layer] if isinstance(v, tuple) else v for v in (self.init, self.scale))
@@ -105,6 +109,10 @@ class ModelConfig:
 
     qk_norm: bool = True
     """Whether ngpt normalises queries and keys; the paper calls it optional (section 2.3.2)."""
+
+    gpt_qk_norm: bool = False
+    """Whether gpt normalises queries and keys as ngpt does (arXiv 2010.04245), s_qk included, of
+    which scale 1 is what a norm's gain has."""
 
     value_residual: bool = False
     """Average the values of every layer with those of the first (arXiv 2410.17897)."""
@@ -242,6 +250,11 @@ class ModelConfig:
         return scale._replace(init=scale.init * factor, scale=NUGPT_SCALE)
 
     @property
+    def scales_qk(self) -> bool:
+        """Whether queries are multiplied by s_qk, and queries and keys perhaps normalised."""
+        return self.is_ngpt or self.gpt_qk_norm
+
+    @property
     def on_one_sphere(self) -> bool:
         """Whether the vectors of matrices have length 1, and not just about or in groups."""
         return self.hyperspheres == 1 and self.sphere_slack == 0
@@ -265,6 +278,12 @@ class ModelConfig:
     def key_width(self) -> int:
         """Features of all keys: kv_heads * maps * map_dim."""
         return self.kv_heads * self.maps * self.map_dim
+
+    @property
+    def s_qk_width(self) -> int:
+        """Values of s_qk before those of pairs are used twice."""
+        twice = self.rotary_dim // 2 if self.s_qk.paired else 0
+        return self.heads * self.maps * (self.map_dim - twice)
 
     @property
     def value_width(self) -> int:

@@ -75,11 +75,23 @@ def _sphere(model: ModelConfig) -> Iterator[str]:
             "model.hyperspheres, model.sphere_slack, model.residual and model.qk_norm shape the "
             "sphere, which model.architecture = gpt has not: set 1, 0, lerp and true"
         )
+    if model.gpt_qk_norm and model.is_ngpt:
+        yield (
+            "model.gpt_qk_norm is for model.architecture = gpt; ngpt has model.qk_norm: set it to "
+            "false"
+        )
 
 
 def _scales(model: ModelConfig) -> Iterator[str]:
     for name in SCALES:
         scale: ScaleConfig = getattr(model, name)
+        if scale.paired and name != "s_qk":
+            yield f"model.{name}.paired: only s_qk scales what turns in pairs: set it to false"
+        if scale.paired and (scale.shared or not scale.learned):
+            yield (
+                f"model.{name}.paired with one number for all dimensions, which is paired anyway: "
+                "set shared to false and learned to true, or paired to false"
+            )
         for field in ("init", "scale"):
             value = getattr(scale, field)
             if not isinstance(value, tuple):

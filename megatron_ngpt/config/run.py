@@ -10,6 +10,9 @@ CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 """Logits in memory at a time where ``train.loss_chunk`` says nothing: what a cache holds, or what
 fills a GPU."""
 
+AVERAGES = ("exp_avg", "exp_avg_sq")
+"""Of the gradient and of its square, as torch's AdamW calls them."""
+
 RecomputeOp = Literal["attention", "matmul", "all_gather", "reduce_scatter", "all_to_all"]
 """What ``train.recompute_keep`` names; megatron_ngpt/keep.py knows what they are."""
 
@@ -58,10 +61,21 @@ class ParallelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """AdamW, its schedule and ZeRO. The defaults are nGPT's: no weight decay, no warm-up."""
+    """Optimizer, its schedule and ZeRO. The defaults are nGPT's: no weight decay, no warm-up."""
+
+    optimizer: Literal["adamw", "muon", "muonh"] = "adamw"
+    """muon: matrices of blocks by Muon (arXiv 2502.16982), the rest by AdamW; muonh: the same, each
+    of them kept at the Frobenius norm it started with. Both need whole matrices on every rank:
+    parallel.tp 1, and on several replicas optim.zero_stage 0."""
 
     lr: float = 1e-3
-    """Peak learning rate."""
+    """Peak learning rate; under muon, and muonh, that of the matrices of blocks."""
+
+    adam_lr: float = 0.0
+    """Peak learning rate of what muon and muonh leave to AdamW; 0 means lr."""
+
+    momentum: float = 0.95
+    """Of muon and muonh: exponential average of the gradient, with Nesterov's look ahead."""
 
     min_lr: float = 0.0
     """Learning rate at the end of the decay."""
@@ -108,6 +122,15 @@ class OptimConfig:
 
     zero_stage: Literal[0, 1, 2, 3] = 1
     """What ZeRO shards over dp: 0 nothing, 1 optimizer state, 2 + gradients, 3 + parameters."""
+
+    def averages(self, group: str) -> tuple[str, ...]:
+        """What the optimizer keeps of every parameter of a group of the parameter table."""
+        return AVERAGES[:1] if self.is_muon and group == "matrix" else AVERAGES
+
+    @property
+    def is_muon(self) -> bool:
+        """Whether matrices of blocks are orthogonalised, on a fixed radius or not."""
+        return self.optimizer != "adamw"
 
 
 @dataclass(frozen=True, kw_only=True)

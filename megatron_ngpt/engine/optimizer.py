@@ -1,4 +1,4 @@
-"""AdamW over the parameter table's groups."""
+"""AdamW, or Muon and AdamW, over the parameter table's groups."""
 
 from __future__ import annotations
 
@@ -12,13 +12,15 @@ from megatron_ngpt.config import Config
 from megatron_ngpt.config.parametrisation import learning_rate_factors
 from megatron_ngpt.engine.adamw import AdamW
 from megatron_ngpt.engine.gated import GatedAdamW
+from megatron_ngpt.engine.muon import Muon
 from megatron_ngpt.model.spec import ParameterSpec
 
 
 def build_optimizer(
     named: Iterable[tuple[str, nn.Parameter]], table: dict[str, ParameterSpec], config: Config
 ) -> torch.optim.Optimizer:
-    """AdamW with two groups: vectors, without weight decay, then matrices.
+    """AdamW with two groups: vectors, without weight decay, then matrices; those of blocks apart
+    under Muon.
 
     All normalised matrices share one group, so that ZeRO steps them together and the projection is
     one all-reduce, unless the parametrisation has several learning rates for them. Vectors come
@@ -26,18 +28,25 @@ def build_optimizer(
     is fp32 also in a bf16 run.
     """
     optim, factors = config.optim, learning_rate_factors(config)
-    found: dict[tuple[bool, float], list[nn.Parameter]] = {}
+    found: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in named:
         group = table[name].group
-        found.setdefault((group != "vector", factors[group]), []).append(parameter)
+        muon, factor = optim.is_muon and group == "matrix", factors[group]
+        if optim.is_muon and not muon:
+            factor *= optim.adam_lr / optim.lr if optim.adam_lr else 1.0
+        found.setdefault((group != "vector", muon, factor), []).append(parameter)
     groups: list[dict[str, Any]] = [
         {
             "params": parameters,
             "weight_decay": optim.weight_decay if is_matrix else 0.0,
             "factor": factor,
+            "muon": muon,
         }
-        for (is_matrix, factor), parameters in sorted(found.items(), key=lambda item: item[0])
+        for (is_matrix, muon, factor), parameters in sorted(found.items(), key=lambda i: i[0])
     ]
+    if optim.is_muon:
+        fixed = optim.optimizer == "muonh"
+        return Muon(groups, optim.lr, optim.betas, optim.eps, optim.momentum, fixed)
     if optim.gate != 1:
         return GatedAdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, gate=optim.gate)
     return AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)

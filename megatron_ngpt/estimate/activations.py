@@ -9,7 +9,7 @@ What a block keeps per token, in bytes:
     residual    ngpt 4 e D / tp           h and branch
                 gpt  2 e D / tp           h
     its inputs  2 e D                     gathered over tp; ngpt without tp: they are h
-    attention   ngpt e (Q + K)            q and k before rotation and norm
+    attention   ngpt e (Q + K)            q and k before rotation and norm; gpt_qk_norm, too
                 2 e (Q + K) + 4 N         q, k, v, output, log-sum-exp: flash attention
                                           keeps no T x T matrix (arXiv 2205.14135)
                 of M maps, A and V features of output and values: 2 e M (A + V) + 4 N M for the
@@ -155,7 +155,7 @@ def _attention(model: ModelConfig, e: int, exchanged: bool) -> int:
     flash += e * model.maps * model.output_width if exchanged else 0
     if model.attention != "standard":
         flash += _mixing(model, e)
-    if not model.is_ngpt:
+    if not model.scales_qk:
         return flash
     return flash + e * (model.query_width + model.key_width)
 
@@ -180,7 +180,8 @@ def _pending(model: ModelConfig, e: int, tp: int) -> int:
     q, inner = model.query_width, (2 if model.is_gated else 1) * model.ffn_width
     linear = e * (q + model.key_width + model.value_width + inner + 2 * model.width)
     between = 2 * e * model.width // tp  # of the residual steps or norms
-    return linear + between + (e * (q + model.ffn_width) if model.is_ngpt else 0)
+    scaled = q * model.scales_qk + model.ffn_width * model.is_ngpt
+    return linear + between + e * scaled
 
 
 def part_kept(config: Config, tp: int, part: Part) -> int:

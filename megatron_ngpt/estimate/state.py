@@ -79,6 +79,14 @@ def _sizes(
     return tuple(sizes[True]), tuple(sizes[False])
 
 
+def _muon(config: Config, pp_index: int) -> tuple[int, ...]:
+    """Elements of each matrix that Muon steps; tp is 1 there."""
+    held = rank_parameters(config, Degrees(pp=1, dp=1, cp=1, tp=1), pp_index)
+    return tuple(
+        math.prod(spec.shape) for spec in held if len(config.optim.averages(spec.group)) == 1
+    )
+
+
 @dataclass(frozen=True)
 class RankState:
     """What one rank keeps from step to step.
@@ -91,6 +99,7 @@ class RankState:
         copies: whether the matrices are bf16 copies beside fp32 masters.
         settings: DeepSpeed's ``zero_optimization`` section.
         remembers: whether it keeps the matrices before a step, to cap angles.
+        muon: elements of each matrix of which Muon keeps one average, not two and a count.
     """
 
     vectors: tuple[int, ...]
@@ -100,6 +109,7 @@ class RankState:
     copies: bool
     settings: dict[str, Any]
     remembers: bool = False
+    muon: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, config: Config, degrees: Degrees, pp_index: int) -> RankState:
@@ -114,6 +124,7 @@ class RankState:
             copies=uses_low_precision_copy(config),
             settings=deepspeed["zero_optimization"],
             remembers=config.optim.angle_cap > 0,
+            muon=_muon(config, pp_index),
         )
 
     @cached_property
@@ -134,13 +145,14 @@ class RankState:
 
     @property
     def optimizer(self) -> int:
-        """Bytes of the fp32 masters, where they are not the weights, and of Adam's averages; of the
+        """Bytes of the fp32 masters, where they are not the weights, and of the averages; of the
         matrices before the step, where angles are capped."""
         if self.stage == 0:  # and one step count per parameter
             before = FP32 * sum(self.matrices) * self.remembers
             counts = len(self.vectors) + len(self.matrices)
             masters = FP32 * sum(self.matrices) * self.copies
-            return masters + 2 * FP32 * self.parameters + FP32 * counts + before
+            spared = FP32 * (sum(self.muon) + len(self.muon))
+            return masters + 2 * FP32 * self.parameters + FP32 * counts + before - spared
         vectors, matrices = self._partitions()
         return 3 * FP32 * (vectors + matrices) + FP32 * matrices * self.remembers + 2 * FP32
 

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from .configuration_ngpt import NGPTConfig
-from .rotary_ngpt import rotary_parameters, rotate
+from .rotary_ngpt import for_both, rotary_parameters, rotate
 from .sphere_ngpt import NGPTRMSNorm, effective, on_sphere, scaling_column, shared_out
 
 
@@ -58,16 +58,17 @@ class NGPTAttention(nn.Module):
         self.config, self.layer_idx, self.head_dim, self.map_dim = config, layer_idx, H, J
         self.maps, self.num_key_value_groups = maps, heads // kv_heads
         # of unit vectors, whose products are of order 1 / sqrt(J)
-        self.scaling = J ** (0.5 if config.normalized else -0.5)
+        self.scaling = J ** (0.5 if config.scales_qk else -0.5)
         self.scaling *= rotary_parameters(config)[1] ** 2
         self.attention_dropout, self.is_causal = config.attention_dropout, True
         self.q_proj = nn.Linear(D, heads * maps * J, bias=bias)
         self.k_proj = nn.Linear(D, kv_heads * maps * J, bias=bias)
         self.v_proj = nn.Linear(D, kv_heads * H, bias=bias)
         self.o_proj = nn.Linear(heads * H, D, bias=bias)
-        self.normed = on_sphere(config) if config.normalized and config.qk_norm else None
-        if config.normalized:
-            scaling = config.scaling("sqk", heads * maps * J, layer_idx)
+        self.normed = on_sphere(config) if config.scales_qk and config.qk_norm else None
+        if config.scales_qk:
+            values = heads * maps * (J - config.paired_dim // 2)
+            scaling = config.scaling("sqk", values, layer_idx)
             self.sqk, self.sqk_factor = scaling_column(scaling), scaling.factor
 
     def forward(
@@ -124,10 +125,14 @@ class NGPTAttention(nn.Module):
 
     def scaled(self, q: Tensor) -> Tensor:
         """Queries times sqk squared, in nGPT."""
-        if not self.config.normalized:
+        config = self.config
+        if not config.scales_qk:
             return q
         scale = effective(self.sqk, self.sqk_factor).square()
-        return q * (scale.view(-1, 1, self.map_dim) if scale.numel() > 1 else scale)
+        if scale.numel() == 1:
+            return q * scale
+        scale = scale.view(-1, 1, self.map_dim - config.paired_dim // 2)
+        return q * for_both(scale, config.paired_dim, config.rope_interleaved)
 
     def extended(self, cache: Cache, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
         """Keys [B, K M, S, J] and values [B, K, S, H] of all tokens.

@@ -98,6 +98,10 @@ class NGPTConfig(PretrainedConfig):
     """Of the norm of a head's output, differential and ensemble."""
     qk_norm: bool = True
     """Whether queries and keys are normalised, where anything is."""
+    gpt_qk_norm: bool = False
+    """Whether a GPT normalises queries and keys as nGPT does, sqk included."""
+    paired_sqk: bool = False
+    """One value of sqk for both dimensions that turn together."""
     value_residual: bool = False
     """Average the values of every layer with those of the first (arXiv 2410.17897)."""
     residual_step: str = "lerp"
@@ -146,7 +150,19 @@ class NGPTConfig(PretrainedConfig):
         if name in ("gate_proj", "suv_gate") and not self.mlp_gated:
             return False
         scale = name.removesuffix("_gate")
-        return scale not in ("sqk", "suv") or (self.normalized and not self.is_fixed(scale))
+        there = {"sqk": self.scales_qk, "suv": self.normalized}
+        return scale not in there or (there[scale] and not self.is_fixed(scale))
+
+    @property
+    def scales_qk(self) -> bool:
+        """Whether queries and keys are multiplied by sqk, and perhaps normalised."""
+        return self.normalized or self.gpt_qk_norm
+
+    @property
+    def paired_dim(self) -> int:
+        """Dimensions of a head that have one value of sqk in pairs."""
+        share = self.rope_parameters.get("partial_rotary_factor", 1.0)
+        return int(self.map_dim * share) if self.paired_sqk else 0
 
     @property
     def on_one_sphere(self) -> bool:

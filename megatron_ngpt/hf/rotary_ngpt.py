@@ -28,6 +28,16 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     return torch.cat((turned, still), dim=-1) if still.shape[-1] else turned
 
 
+def for_both(values: Tensor, turning: int, interleaved: bool) -> Tensor:
+    """One value for each pair of ``turning`` dimensions as one for each dimension; the rest as it
+    is: [..., turning / 2 + rest] -> [..., turning + rest]."""
+    if not turning:
+        return values
+    pairs, still = values.tensor_split([turning // 2], dim=-1)
+    both = pairs.repeat_interleave(2, -1) if interleaved else torch.cat((pairs, pairs), -1)
+    return torch.cat((both, still), dim=-1)
+
+
 def rotary_parameters(config: NGPTConfig) -> tuple[Tensor, float]:
     """Frequencies, and the factor on queries and keys that some scaled variants ask for."""
     plain = NGPTRotaryEmbedding.compute_default_rope_parameters

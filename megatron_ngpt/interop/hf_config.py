@@ -32,6 +32,7 @@ _OPTIONS = {
     "map_dim": "map_dim",
     "head_norm_eps": "head_norm_eps",
     "qk_norm": "qk_norm",
+    "gpt_qk_norm": "gpt_qk_norm",
     "value_residual": "value_residual",
     "residual_step": "residual",
     "num_hyperspheres": "hyperspheres",
@@ -89,6 +90,7 @@ def _not_exported(model: ModelConfig) -> Iterator[str]:
 def _their_scales(model: ModelConfig) -> dict[str, Any]:
     """Scaling vectors as they are in use, whatever parametrisation they come from."""
     found: dict[str, Any] = {"shared_scales": [], "fixed_scales": []}
+    found["paired_sqk"] = model.s_qk.paired
     for theirs, ours in _SCALES.items():
         scale: ScaleConfig = getattr(model, ours)
         in_use = [model.scale_at(ours, layer) for layer in _layers(model, scale)]
@@ -207,6 +209,7 @@ def _scale(published: Mapping[str, Any], name: str) -> ScaleConfig:
         scale=_tuple(published["initializer_range"] if scaling is None else scaling),
         shared=name in (published.get("shared_scales") or ()),
         learned=name not in (published.get("fixed_scales") or ()),
+        paired=name == "sqk" and bool(published.get("paired_sqk")),
     )
 
 

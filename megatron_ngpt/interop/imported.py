@@ -16,7 +16,7 @@ from torch.distributed.checkpoint.planner import WriteItem
 
 from megatron_ngpt.config import Config, save_config
 from megatron_ngpt.engine.checkpoint.boxes import Boxes
-from megatron_ngpt.engine.checkpoint.index import AVERAGES, MASTER
+from megatron_ngpt.engine.checkpoint.index import MASTER
 from megatron_ngpt.engine.checkpoint.planner import BoxSavePlanner
 from megatron_ngpt.engine.checkpoint.storage import Writer
 from megatron_ngpt.interop.sources import Source
@@ -38,7 +38,7 @@ class _LazyPlanner(BoxSavePlanner):
 
 
 def write_checkpoint(source: Source, config: Config, folder: Path) -> Path:
-    """Write ``folder/step_00000000``: the weights as they are, averages of Adam at zero.
+    """Write ``folder/step_00000000``: the weights as they are, the optimizer's averages at zero.
 
     Args:
         source: where the weights come from.
@@ -51,11 +51,12 @@ def write_checkpoint(source: Source, config: Config, folder: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if checkpoints(folder):
         raise FileExistsError(f"{folder} has checkpoints already: choose another folder")
-    shapes = {name: spec.shape for name, spec in parameter_table(config.model).items()}
+    table = parameter_table(config.model)
+    shapes = {name: spec.shape for name, spec in table.items()}
     state = {
         f"{kind}/{name}": Boxes(shape, {(0,) * len(shape): torch.empty(shape, device="meta")})
         for name, shape in shapes.items()
-        for kind in (MASTER, *AVERAGES)
+        for kind in (MASTER, *config.optim.averages(table[name].group))
     }
 
     def fetch(name: str) -> Tensor:

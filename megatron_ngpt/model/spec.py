@@ -98,13 +98,15 @@ def _block(model: ModelConfig, layer: int, at: str) -> list[ParameterSpec]:
         *([_inward(model, at + "mlp.gate.weight", F)] if model.is_gated else ()),
         _outward(model, at + "mlp.down.weight", F),
     ]
+    if model.scales_qk:
+        s_qk = model.scale_at("s_qk", layer)
+        rows += _scale(at + "attention.s_qk", model.s_qk_width, s_qk)
     if not model.is_ngpt:
         norms = ("attention_residual.norm.gain.value", "mlp_residual.norm.gain.value")
         return rows + [_vector(at + name, D, None, 1.0) for name in norms]
     s_uv = model.scale_at("s_uv", layer)
     return [
         *rows,
-        *_scale(at + "attention.s_qk", model.query_width, model.scale_at("s_qk", layer)),
         *_scale(at + "mlp.s_u", F, s_uv),
         *(_scale(at + "mlp.s_v", F, s_uv) if model.is_gated else ()),
         *_scale(at + "attention_residual.alpha", D, model.scale_at("alpha_attention", layer), None),

@@ -104,6 +104,15 @@ def rotate(x: Tensor, table: Tensor, style: Style = "interleaved") -> Tensor:
     return torch.cat((turned, still), dim=-1) if still.shape[-1] else turned
 
 
+def for_both(values: Tensor, rotary_dim: int, style: Style = "interleaved") -> Tensor:
+    """One value for each pair of dimensions that turn together, then those of dimensions that stay,
+    as one value for each dimension: [..., rotary_dim / 2 + rest] -> [..., rotary_dim + rest]."""
+    pairs, still = values.tensor_split([rotary_dim // 2], dim=-1)
+    if style == "half":
+        return torch.cat((pairs, pairs, still), dim=-1)
+    return torch.cat((pairs.repeat_interleave(2, dim=-1), still), dim=-1)
+
+
 def inverse(table: Tensor) -> Tensor:
     """The table that turns back: the transpose of every rotation."""
     cos, sin = table.unbind(-1)

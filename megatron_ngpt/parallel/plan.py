@@ -5,6 +5,7 @@ from __future__ import annotations
 from math import gcd
 
 from megatron_ngpt.config import Config, check_batch
+from megatron_ngpt.config.deepspeed import needs_deepspeed
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.parallel.shard import local_model
 from megatron_ngpt.parallel.stages import stage_map
@@ -17,6 +18,7 @@ def check_topology(config: Config, degrees: Degrees) -> None:
         ValueError: naming the setting, its value and the way out.
     """
     check_batch(config, degrees.dp)
+    _check_muon(config, degrees)
     check_heads(config, degrees)
     stages = stage_map(config)
     if degrees.pp > 1:
@@ -35,6 +37,17 @@ def check_heads(config: Config, degrees: Degrees) -> None:
             f"parallel.ulysses = {n} (0 means parallel.cp) does not divide the {heads} key heads "
             f"of a rank (model.kv_heads / parallel.tp): set it to {gcd(heads, degrees.cp)}, and "
             "the rest of parallel.cp passes keys and values round a ring"
+        )
+
+
+def _check_muon(config: Config, degrees: Degrees) -> None:
+    """Matrices stay whole on one replica, and with several where ZeRO shards nothing."""
+    optim = config.optim
+    if optim.is_muon and optim.zero_stage and needs_deepspeed(config, degrees.replicas):
+        raise ValueError(
+            f"optim.optimizer = {optim.optimizer} with optim.zero_stage = {optim.zero_stage} on "
+            f"{degrees.replicas} replicas: it works on whole matrices, which ZeRO would cut: set "
+            "optim.zero_stage to 0 or optim.optimizer to adamw"
         )
 
 

@@ -10,6 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+LINES = 200_000
+"""Of the text, drawn at random, that the tokenizer is trained on: a minute, whatever its size."""
+
 TOOLS = Path(__file__).resolve().parents[2] / "tools"
 
 
@@ -59,21 +62,27 @@ def prepare(
     )
     if not corpus.tokenizer.exists():
         words = ["--format", format_, "--input", *train, "--vocab-size", str(vocab_size)]
-        _tool("train_tokenizer.py", [*words, "--output", str(corpus.tokenizer)], log)
+        words += ["--max-lines", str(LINES), "--output", str(corpus.tokenizer)]
+        call("train_tokenizer.py", words, log)
     for prefix, inputs in ((corpus.train, train), (corpus.valid, valid)):
         if not Path(f"{prefix}.manifest.json").exists():
             words = ["--format", format_, "--input", *inputs]
             words += ["--tokenizer-model", str(corpus.tokenizer)]
             name = str(prefix).removesuffix("_text_document")
-            _tool("preprocess_data.py", [*words, "--append-eod", "--output-prefix", name], log)
+            call("preprocess_data.py", [*words, "--append-eod", "--output-prefix", name], log)
     return corpus
 
 
-def _tool(name: str, words: Sequence[str], log: Path) -> None:
+def call(name: str, words: Sequence[str], log: Path) -> None:
+    """Run one of tools/, what it prints into a log.
+
+    Raises:
+        ValueError: it failed; its last line is in the message.
+    """
     command = [sys.executable, str(TOOLS / name), *words]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     with log.open("a", encoding="utf-8") as file:
         file.write(done.stdout)
     if done.returncode:
         last = (done.stdout.strip() or "no output").splitlines()[-1]
-        raise ValueError(f"{name} could not use the study's text: {last} (all of it in {log})")
+        raise ValueError(f"{name} could not do its part of the study: {last} (all of it in {log})")

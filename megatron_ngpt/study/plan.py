@@ -8,8 +8,9 @@ while the file says the same.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,6 +74,12 @@ class Study:
     """Learning rates on each side of the best that get every seed."""
     vocab_size: int = 4096
     """Pieces of the tokenizer that is trained on the study's text."""
+    lengths: tuple[int, ...] = ()
+    """Tokens to which the finished model is evaluated on whole documents."""
+    stretched: tuple[str, ...] = ()
+    """Scalings of the rotary embedding tried at lengths above the run's own."""
+    spectra: bool = False
+    """Whether condition numbers and scaling vectors of the finished model are kept."""
     limit: int = 16
     """Learning rates after which a search gives up."""
     overrides: Mapping[str, Settings] = field(default_factory=dict)
@@ -124,7 +131,8 @@ def load_study(path: str | Path, variation: str = "") -> Study:
     contestants = tuple(_contestant(path, *item) for item in content["contestants"].items())
     if content["baseline"] not in {c.name for c in contestants}:
         raise ValueError(f"{path}: baseline = {content['baseline']}: is none of the contestants")
-    return Study(**{**content, "contestants": contestants, "seeds": tuple(content["seeds"])})
+    lists = {name: tuple(content.get(name, ())) for name in ("seeds", "lengths", "stretched")}
+    return Study(**{**content, "contestants": contestants, **lists})
 
 
 def _mapping(path: str | Path) -> dict[str, Any]:
@@ -152,14 +160,22 @@ Losses = Mapping[str, float]
 def missing(study: Study, losses: Losses, corpus: str) -> list[Run]:
     """Runs that can be started now: of the searches, then of the seeds around the best.
 
-    Empty when the study is finished.
+    Contestants take turns, so that a study that is ended early has something of everybody. Empty
+    when the study is finished.
     """
-    found: list[Run] = []
+    searches: list[list[Run]] = []
+    repeats: list[list[Run]] = []
     for contestant in study.contestants:
-        found += _searching(study, contestant, losses, corpus) or _repeating(
-            study, contestant, losses, corpus
-        )
-    return found
+        if wanted := _searching(study, contestant, losses, corpus):
+            searches.append(wanted)
+        else:
+            repeats.append(_repeating(study, contestant, losses, corpus))
+    return [*_in_turns(searches), *_in_turns(repeats)]
+
+
+def _in_turns(runs: Sequence[Sequence[Run]]) -> Iterator[Run]:
+    for turn in itertools.zip_longest(*runs):
+        yield from (run for run in turn if run is not None)
 
 
 def searched(
@@ -167,8 +183,8 @@ def searched(
 ) -> dict[float, float]:
     """Losses of the first seed by log2 of the learning rate, as far as they are known."""
     points = {}
-    for n in range(-40 * study.per_octave, 8 * study.per_octave):
-        run = study.run(contestant, n / study.per_octave, study.seeds[0], corpus)
+    for rate in _rates(study):
+        run = study.run(contestant, rate, study.seeds[0], corpus)
         if run.id in losses:
             points[run.log2_lr] = losses[run.id]
     return points
@@ -180,10 +196,14 @@ def _searching(study: Study, contestant: Contestant, losses: Losses, corpus: str
     known = searched(study, contestant, losses, corpus)
     start = round(contestant.log2_lr * study.per_octave) / study.per_octave
     best = min(known, key=known.__getitem__) if known else start
-    reach = sorted(range(-study.neighbours, study.neighbours + 1), key=abs)
-    wanted = [x for x in (best + n * step for n in reach) if x not in known]
+    wanted = [x for x in (best + n * step for n in _nearest(study.neighbours)) if x not in known]
     room = max(0, study.limit - len(known))
     return [study.run(contestant, x, study.seeds[0], corpus) for x in wanted[:room]]
+
+
+def _nearest(neighbours: int) -> list[int]:
+    """0, -1, 1, -2, ..."""
+    return sorted(range(-neighbours, neighbours + 1), key=abs)
 
 
 def _repeating(study: Study, contestant: Contestant, losses: Losses, corpus: str) -> list[Run]:
@@ -192,21 +212,26 @@ def _repeating(study: Study, contestant: Contestant, losses: Losses, corpus: str
 
 
 def around_best(study: Study, contestant: Contestant, losses: Losses, corpus: str) -> list[Run]:
-    """All seeds of the best learning rate of the search and of its neighbours."""
+    """All seeds of the best learning rate of the search, then of its neighbours."""
     known = searched(study, contestant, losses, corpus)
     if not known:
         return []
     best, step = min(known, key=known.__getitem__), 1 / study.per_octave
-    rates = [best + n * step for n in range(-study.neighbours, study.neighbours + 1)]
+    rates = [best + n * step for n in _nearest(study.neighbours)]
     # a search that gave up has no neighbour on one side
     return [study.run(contestant, x, s, corpus) for x in rates if x in known for s in study.seeds]
 
 
-def every_run(study: Study, ids: Sequence[str] | set[str], corpus: str) -> Iterator[Run]:
+def every_run(study: Study, ids: Container[str], corpus: str) -> Iterator[Run]:
     """The runs of a study that are among these ids, contestant by contestant."""
     for contestant in study.contestants:
-        for n in range(-40 * study.per_octave, 8 * study.per_octave):
+        for n in _rates(study):
             for seed in study.seeds:
-                run = study.run(contestant, n / study.per_octave, seed, corpus)
+                run = study.run(contestant, n, seed, corpus)
                 if run.id in ids:
                     yield run
+
+
+def _rates(study: Study) -> Iterator[float]:
+    """Every learning rate of the grid, log2."""
+    return (n / study.per_octave for n in range(-40 * study.per_octave, 8 * study.per_octave))

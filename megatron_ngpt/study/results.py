@@ -15,15 +15,16 @@ Row = dict[str, Any]
 
 
 def read_rows(paths: Iterable[Path]) -> dict[str, Row]:
-    """Rows by their run's id, of every file that is there; the first file wins."""
+    """Rows by their run's id, of every file that is there; the first file wins, and others add what
+    it lacks."""
     rows: dict[str, Row] = {}
     for path in paths:
         if path.exists():
             for line in path.read_text(encoding="utf-8").splitlines():
                 row = _parsed(line)
                 if row is not None:
-                    rows.setdefault(row["id"], row)
-    return rows
+                    rows[row["id"]] = row | rows.get(row["id"], {})
+    return {id_: row for id_, row in rows.items() if "loss" in row}
 
 
 def _parsed(line: str) -> Row | None:

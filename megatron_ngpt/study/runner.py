@@ -21,9 +21,10 @@ from typing import IO, Any
 
 import yaml
 
+from megatron_ngpt.study.after import lacks, measured
 from megatron_ngpt.study.corpus import Corpus
 from megatron_ngpt.study.place import PRETRAIN, Place, add_cost, claimed, code_version
-from megatron_ngpt.study.plan import Run, Study, merged, missing
+from megatron_ngpt.study.plan import Run, Study, every_run, merged, missing
 from megatron_ngpt.study.results import Row, add_row, losses, row_of
 
 TRIES = 3
@@ -71,7 +72,9 @@ class Runner:
 
         Raises:
             StudyFailed: a run failed several times in a row.
+            ValueError: a finished run could not be measured.
         """
+        self._measure_kept()
         try:
             while self._start_some() or self.working:
                 self._wait()
@@ -80,6 +83,15 @@ class Runner:
                 work.process.terminate()  # saves and ends: the next call goes on from there
             for work in self.working:
                 work.process.wait()
+
+    def _measure_kept(self) -> None:
+        """Add to rows what the study asks for now, where the runs' folders were kept."""
+        for run in every_run(self.study, rows := self.place.known(), self.corpus.digest):
+            folder = self.place.of(run)
+            if lacks(self.study, rows[run.id]) and (folder / "checkpoints").exists():
+                self.tell(f"measure {run.label}")
+                found = measured(self.study, run, self.corpus, folder)
+                add_row(self.place.rows, {"id": run.id, **found})
 
     def _start_some(self) -> bool:
         """Fill the free places; whether anything is running or held by another runner."""
@@ -138,6 +150,7 @@ class Runner:
         with work.lock:  # let go of last
             if code == 0 and _whole(folder, run):
                 row = row_of(run, folder / "metrics.jsonl", spent, code_version())
+                row |= measured(self.study, run, self.corpus, folder)
             elif reason := _diverged(folder):
                 row = row_of(run, folder / "metrics.jsonl", spent, code_version(), reason)
             else:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 
 from megatron_ngpt.study.factor import Curve, Factor, factors, mean_and_interval
 from megatron_ngpt.study.plan import Contestant, Study, around_best, searched
@@ -97,7 +98,7 @@ def page(study: Study, found: Sequence[Outcome], figures: Sequence[Path], missin
     lines = [f"# {study.name}", "", study.question, ""]
     if missing:
         lines += [f"Not finished: at least {missing} runs are missing.", ""]
-    lines += [table(study, found), ""]
+    lines += tables(study, found)
     lines += [
         "Losses are nats a token on held-out documents, mean over seeds, plus or minus half of the "
         "95 % interval by Student's t. A factor is the tokens that the baseline needed for a loss "
@@ -108,6 +109,16 @@ def page(study: Study, found: Sequence[Outcome], figures: Sequence[Path], missin
     ]
     lines += [f"![{path.stem}]({path.name})" for path in figures]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def tables(study: Study, found: Sequence[Outcome]) -> list[str]:
+    """Lines of all tables that there are rows for."""
+    lines = [table(study, found), ""]
+    if lengths := lengths_table(study, found):
+        lines += ["Loss of whole documents by length, nats a token:", "", lengths, ""]
+    if spectra := spectra_table(found):
+        lines += ["Condition numbers, median over layers and seeds:", "", spectra, ""]
+    return lines
 
 
 def table(study: Study, found: Sequence[Outcome]) -> str:
@@ -127,6 +138,44 @@ def table(study: Study, found: Sequence[Outcome]) -> str:
             dearer = outcome.cpu_seconds_per_token / base.cpu_seconds_per_token
             words += [_within(last, 1.0), _within(last, dearer)]
         rows.append(words)
+    return _markdown(rows)
+
+
+def lengths_table(study: Study, found: Sequence[Outcome]) -> str:
+    """Loss of whole documents beyond the trained length; empty where nothing was measured."""
+    lines = []
+    for outcome in found:
+        there = [row["by_length"] for row in outcome.rows if "by_length" in row]
+        for kind in there[0] if there else ():
+            cells = [f"{outcome.contestant.name}", kind, str(len(there))]
+            for length in map(str, study.lengths):
+                values = [told[kind][length] for told in there if length in told[kind]]
+                cells.append(_plus_minus(*mean_and_interval(values)) if values else "-")
+            lines.append(cells)
+    header = ["contestant", "positions", "seeds", *(f"{n} tokens" for n in study.lengths)]
+    return _markdown([header, ["---"] * len(header), *lines]) if lines else ""
+
+
+def spectra_table(found: Sequence[Outcome]) -> str:
+    """Condition numbers by kind of matrix, median over layers and seeds; empty without any."""
+    lines: dict[str, list[str]] = {}
+    kinds: dict[str, None] = {}
+    for outcome in found:
+        there = [row["spectra"] for row in outcome.rows if "spectra" in row]
+        cells: dict[str, list[float]] = {}
+        for name, value in (item for told in there for item in told.items()):
+            if name.endswith("weight"):
+                kind = name.split(".", 2)[2] if name.startswith("blocks.") else name
+                cells.setdefault(kind.removesuffix(".weight"), []).append(value)
+        if cells:
+            kinds |= dict.fromkeys(cells)
+            told = [f"{median(cells[kind]):.3g}" if kind in cells else "-" for kind in kinds]
+            lines[outcome.contestant.name] = [outcome.contestant.name, str(len(there)), *told]
+    header = ["contestant", "seeds", *kinds]
+    return _markdown([header, ["---"] * len(header), *lines.values()]) if lines else ""
+
+
+def _markdown(rows: Iterable[Sequence[str]]) -> str:
     return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 

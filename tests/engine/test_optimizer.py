@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from megatron_ngpt.config import Config, ModelConfig, OptimConfig, TrainConfig
+from megatron_ngpt.engine import muon
 from megatron_ngpt.engine.gated import GatedAdamW
+from megatron_ngpt.engine.muon import Muon
 from megatron_ngpt.engine.optimizer import build_optimizer, set_learning_rate
 from megatron_ngpt.model.ngpt import NGPT
 from megatron_ngpt.model.spec import parameter_table
@@ -51,9 +53,9 @@ def test_learning_rates_of_nugpt():
     assert len(rates) == len(named)
 
 
-def steps_of(optimizer_of, gradients):
-    """Where eleven numbers end."""
-    parameter = torch.nn.Parameter(torch.linspace(-1, 1, 11))
+def steps_of(optimizer_of, gradients, start=None):
+    """Where some numbers end."""
+    parameter = torch.nn.Parameter(torch.linspace(-1, 1, 11) if start is None else start)
     optimizer = optimizer_of([parameter])
     for gradient in gradients:
         parameter.grad = gradient.clone()
@@ -81,3 +83,77 @@ def test_the_gate_by_its_formula():
     size = gradient.abs()
     expected = -0.1 * gradient.sign() * (size / 1e-3).sqrt() / (1 + (size / 1e-3).sqrt())
     torch.testing.assert_close(parameter.detach(), expected, rtol=1e-4, atol=1e-9)
+
+
+def muon_steps(shape, gradients, fixed_radius=False, **settings):
+    """Where a matrix ends, and a vector beside it."""
+    start = torch.Generator().manual_seed(3)
+    matrix, vector = (torch.nn.Parameter(torch.randn(s, generator=start)) for s in (shape, (7,)))
+    groups = [
+        {"params": [vector], "muon": False, "weight_decay": 0.0},
+        {"params": [matrix], "muon": True, "weight_decay": 0.1},
+    ]
+    optimizer = Muon(groups, 0.01, (0.8, 0.7), 1e-3, 0.9, fixed_radius)
+    for gradient in gradients:
+        matrix.grad, vector.grad = gradient.clone(), gradient.flatten()[:7].clone()
+        optimizer.step()
+    assert set(optimizer.state[matrix]) == {"exp_avg"}
+    return matrix.detach(), vector.detach()
+
+
+SHAPES = [(12, 12), (40, 12), (12, 40)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_muon_is_torchs(shape, monkeypatch):
+    """In bf16 as theirs to its last bit or so; in fp32 as close as bf16 is. AdamW has the rest."""
+    gradients = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
+    theirs = torch.nn.Parameter(torch.randn(shape, generator=torch.Generator().manual_seed(3)))
+    start = theirs.detach().clone()
+    optimizer = torch.optim.Muon(
+        [theirs], lr=0.01, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw"
+    )
+    for gradient in gradients:
+        theirs.grad = gradient.clone()
+        optimizer.step()
+    moved = (theirs.detach() - start).norm()
+    ours, vector = muon_steps(shape, gradients)
+    assert (ours - theirs).norm() < 0.02 * moved
+    plain = steps_of(
+        lambda p: torch.optim.AdamW(p, lr=0.01, betas=(0.8, 0.7), eps=1e-3, weight_decay=0.0),
+        gradients.flatten(1)[:, :7],
+        vector_start(shape),
+    )
+    assert torch.equal(vector, plain)
+    exact = muon.orthogonal
+    monkeypatch.setattr(muon, "orthogonal", lambda m, _: exact(m, torch.bfloat16))
+    assert (muon_steps(shape, gradients)[0] - theirs).norm() < 1e-3 * moved
+
+
+def vector_start(shape):
+    start = torch.Generator().manual_seed(3)
+    return [torch.randn(s, generator=start) for s in (shape, (7,))][1]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_muonh_turns_by_its_learning_rate_and_keeps_the_radius(shape):
+    gradients = torch.randn(1, *shape, generator=torch.Generator().manual_seed(1))
+    start = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    after, _ = muon_steps(shape, gradients, fixed_radius=True)
+    radius = start.norm()
+    assert float(after.norm()) == pytest.approx(float(radius), rel=1e-6)
+    update = muon.orthogonal(gradients[0], torch.float32)
+    expected = start - 0.01 * radius * update / update.norm()
+    torch.testing.assert_close(after, expected * (radius / expected.norm()))
+
+
+def test_learning_rates_of_muon():
+    """Matrices of blocks at lr, the rest at adam_lr, both along the schedule."""
+    optim = replace(OPTIM, optimizer="muon", adam_lr=0.125)
+    named, optimizer = built(Config(model=MODEL, optim=optim))
+    set_learning_rate(optimizer, 0.25)
+    names = {id(p): name for name, p in named.items()}
+    rates = {names[id(p)]: g["lr"] for g in optimizer.param_groups for p in g["params"]}
+    for name, rate in rates.items():
+        hidden = name.startswith("blocks.") and "norm" not in name
+        assert rate == (0.25 if hidden else 0.0625), name

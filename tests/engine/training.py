@@ -16,6 +16,7 @@ from torch import Tensor
 from megatron_ngpt.config import Config, EngineConfig, ModelConfig, OptimConfig, TrainConfig
 from megatron_ngpt.engine import projection
 from megatron_ngpt.engine.engine import Engine
+from megatron_ngpt.engine.muon import orthogonal
 from megatron_ngpt.engine.schedule import learning_rate
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.model.initial import initialise
@@ -152,6 +153,25 @@ def gate_again(
         parameter.data = before[name] * (1 - lr * group["weight_decay"]) - lr * gate * m / d
 
 
+def muon_again(
+    adam: torch.optim.AdamW,
+    named: dict[str, Tensor],
+    before: dict[str, Tensor],
+    averages: dict[str, Tensor],
+    optim: OptimConfig,
+) -> None:
+    """Undo AdamW's update of blocks' matrices and make Muon's (arXiv 2502.16982)."""
+    for (name, parameter), group in zip(named.items(), adam.param_groups, strict=True):
+        if not name.startswith("blocks.") or parameter.dim() == 1:
+            continue
+        lr, gradient, momentum = group["lr"], parameter.grad, optim.momentum
+        average = averages.get(name, torch.zeros_like(gradient))
+        averages[name] = momentum * average + (1 - momentum) * gradient
+        ahead = momentum * averages[name] + (1 - momentum) * gradient
+        step = 0.2 * max(gradient.shape) ** 0.5 * orthogonal(ahead, torch.float32)
+        parameter.data = before[name] * (1 - lr * group["weight_decay"]) - lr * step
+
+
 def capped(before: Tensor, after: Tensor, axis: int, cap: float) -> Tensor:
     """Unit vectors after a step, those that turned by more than ``cap`` on the geodesic; fp64."""
     before, after = before.double(), after.double()
@@ -173,6 +193,7 @@ def train_plainly(config: Config, tokens: Tensor) -> Record:
     adam = torch.optim.AdamW(groups, optim.lr, optim.betas, optim.eps, foreach=False)
     factors = [nugpt_factor(name, config) for name in named]
     record.start = {n: p.detach().clone() for n, p in named.items()}
+    averages: dict[str, Tensor] = {}
     for step, rows in enumerate(tokens):
         for group, factor in zip(adam.param_groups, factors, strict=True):
             group["lr"] = factor * learning_rate(config, step)
@@ -185,6 +206,8 @@ def train_plainly(config: Config, tokens: Tensor) -> Record:
         adam.step()
         if optim.gate != 1:
             gate_again(adam, named, before, optim)
+        if optim.is_muon:
+            muon_again(adam, named, before, averages, optim)
         adam.zero_grad()
         for name, parameter in named.items() if config.model.is_ngpt else ():
             if parameter.dim() == 2:

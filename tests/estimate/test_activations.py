@@ -79,6 +79,7 @@ def test_as_autograd_saves_them(tp):
         for dtype in ("fp32", "bf16")
         for kind, kv_heads in (("differential", 2), ("ensemble", 2), ("ensemble", 4))
     ]
+    configs += [_config("gpt", "bf16", False, tp, gpt_qk_norm=True)]
     for config, (kept, estimate) in zip(configs, run(tp, _kept_each, configs)[0], strict=True):
         assert estimate == pytest.approx(kept, rel=TOLERANCE), config
 

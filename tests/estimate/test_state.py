@@ -32,13 +32,14 @@ class Case(NamedTuple):
     pp: int = 1
     schedule: str = "1f1b"
     architecture: str = "ngpt"
+    optimizer: str = "adamw"
 
     def config(self, world_size: int) -> Config:
         dp = world_size // (self.tp * self.pp)
         return Config(
             model=replace(MODEL, architecture=self.architecture),
             parallel=ParallelConfig(tp=self.tp, pp=self.pp, schedule=self.schedule),
-            optim=OptimConfig(zero_stage=self.stage),
+            optim=OptimConfig(zero_stage=self.stage, optimizer=self.optimizer),
             data=DataConfig(seq_len=12),
             train=TrainConfig(global_batch=4 * self.pp * dp, micro_batch=2, dtype=self.dtype),
         )
@@ -46,7 +47,7 @@ class Case(NamedTuple):
 
 ALONE = [Case(stage, dtype) for stage in range(4) for dtype in ("fp32", "bf16")]
 CASES = {
-    1: ALONE,
+    1: [*ALONE, *(Case(1, dtype, optimizer="muon") for dtype in ("fp32", "bf16"))],
     2: [
         *ALONE,
         Case(1, "bf16", architecture="gpt"),

@@ -34,7 +34,7 @@ KINDS = {
     ),
     "differential": ModelConfig(
         width=24, layers=3, heads=4, kv_heads=2, head_dim=12, ffn_width=40, vocab_size=330,
-        attention="differential", rotary_fraction=0.7,
+        attention="differential", rotary_fraction=0.7, s_qk=ScaleConfig(paired=True),
     ),
     "ensemble": ModelConfig(
         width=24, layers=2, heads=4, kv_heads=2, head_dim=14, ffn_width=40, vocab_size=330,
@@ -47,7 +47,7 @@ KINDS = {
     "gpt differential": ModelConfig(
         architecture="gpt", init_std=0.3, width=24, layers=2, heads=2, kv_heads=1, ffn_width=40,
         vocab_size=330, attention="differential", rope_scaling="yarn", rope_factor=4.0,
-        rope_original=8,
+        rope_original=8, gpt_qk_norm=True, s_qk=ScaleConfig(scale=1.0),
     ),
     "gpt ensemble": ModelConfig(
         architecture="gpt", init_std=0.3, width=24, layers=2, heads=4, kv_heads=2, head_dim=12,

@@ -24,6 +24,14 @@ KINDS = {
         width=24, layers=2, heads=4, kv_heads=2, head_dim=8, vocab_size=19, ffn_width=40,
         mlp="relu2", mlp_eps=1e-6, rope_style="half", rotary_fraction=0.5, rope_theta=1e6,
     ),
+    "ngpt paired": ModelConfig(
+        width=24, layers=2, heads=4, kv_heads=2, head_dim=8, vocab_size=19, ffn_width=40,
+        rope_style="half", rotary_fraction=0.5, s_qk=ScaleConfig(paired=True),
+    ),
+    "gpt normed": ModelConfig(
+        architecture="gpt", width=24, layers=2, heads=4, kv_heads=2, vocab_size=19, ffn_width=40,
+        gpt_qk_norm=True, s_qk=ScaleConfig(scale=1.0),
+    ),
     "gpt relu2": ModelConfig(
         architecture="gpt", width=24, layers=2, heads=4, vocab_size=19, mlp="relu2"
     ),

@@ -10,6 +10,7 @@ from megatron_ngpt.model.initial import initialise
 from megatron_ngpt.model.ngpt import NGPT
 from megatron_ngpt.model.spec import parameter_table
 from megatron_ngpt.ops.hypersphere import unit
+from megatron_ngpt.ops.rope import for_both
 
 TOKENS = torch.randint(19, (2, 9), generator=torch.Generator().manual_seed(4))
 
@@ -44,10 +45,11 @@ def test_loss_is_the_mean_cross_entropy_of_the_logits(config, build):
 
 
 def test_only_distances_between_positions_matter(config, build):
-    """For nGPT with equal s_qk: it comes after the rotation and would tell dimensions apart."""
+    """With s_qk equal or paired: it comes after the rotation and tells dimensions apart."""
     model = build(replace(config, init_std=0.3))
-    for attention in (block.attention for block in model.blocks.values() if config.is_ngpt):
-        attention.s_qk.value.data.fill_(0.3)
+    if config.scales_qk and not config.s_qk.paired:
+        for block in model.blocks.values():
+            block.attention.s_qk.value.data.fill_(0.3)
     plain = model(TOKENS)
     # another angle rounds elsewhere: up to 22 2^-24 each
     assert torch.allclose(model(TOKENS, positions=torch.arange(9) + 13), plain, atol=5e-5)
@@ -91,7 +93,9 @@ def test_queries_and_keys_meet_as_cosines_times_squared_s_qk(build, ngpt_config)
     model(TOKENS)
     assert seen["scale"] == J**0.5
     assert torch.allclose(seen["k"].norm(dim=-1), torch.ones(()), atol=1e-6)
-    s_NJ = attention.s_qk().view(ngpt_config.heads * ngpt_config.maps, J)
+    s_NJ = attention.s_qk().view(ngpt_config.heads * ngpt_config.maps, -1)
+    if ngpt_config.s_qk.paired:
+        s_NJ = for_both(s_NJ, ngpt_config.rotary_dim, ngpt_config.rope_style)
     assert torch.allclose((seen["q"] / s_NJ**2).norm(dim=-1), torch.ones(()), atol=1e-6)
 
 
@@ -124,16 +128,18 @@ def test_scales_start_at_what_the_configuration_says(ngpt_config):
 
 @torch.no_grad()
 def test_positions_are_absolute_once_s_qk_is_learned():
-    """s_qk scales queries and keys after their rotation; one number for all changes nothing."""
+    """s_qk scales queries and keys after their rotation; one number for all, or for both of a pair
+    that turns together, changes nothing."""
     tokens, moved = torch.arange(12)[None], {}
     shape = {"width": 24, "layers": 2, "heads": 2, "vocab_size": 19, "ffn_width": 40}
-    for shared in (False, True):
-        config = ModelConfig(**shape, s_qk=ScaleConfig(shared=shared), s_z=ScaleConfig(init=10.0))
+    for kind in ("each", "shared", "paired"):
+        s_qk = ScaleConfig(shared=kind == "shared", paired=kind == "paired")
+        config = ModelConfig(**shape, s_qk=s_qk, s_z=ScaleConfig(init=10.0))
         model = NGPT(config)
         initialise(model, parameter_table(config), seed=1)
         for block in model.blocks.values():
             scale = next(block.attention.s_qk.parameters())
             scale.mul_(torch.linspace(0.5, 2.0, scale.numel()))
         far = model(tokens, positions=torch.arange(1000, 1012))
-        moved[shared] = float((far - model(tokens)).abs().max())
-    assert moved[True] < 1e-3 < 0.02 < moved[False]
+        moved[kind] = float((far - model(tokens)).abs().max())
+    assert max(moved["shared"], moved["paired"]) < 1e-3 < 0.02 < moved["each"]

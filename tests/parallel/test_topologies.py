@@ -21,6 +21,7 @@ FAST = [
     Case("clipped", tp=2, zero=0, micro=12),
     Case("clipped", tp=2, zero=2, micro=12),
     Case("gpt", tp=2, zero=2, micro=24),
+    Case("gpt normed", tp=2, zero=1, micro=24),
     Case("relu2", tp=2, zero=1, micro=24),
     Case("bf16", tp=2, zero=1, micro=24),
     Case("in pieces", tp=2, zero=3, micro=24),
@@ -52,6 +53,7 @@ FAST = [
     # the recipe of 2026, nuGPT
     Case("recipe", dp=2, zero=1, micro=12),
     Case("nugpt", tp=2, zero=2, micro=24),
+    Case("muon", dp=2, zero=0, micro=12),
     # four ranks
     Case("documents", cp=4, ulysses=2, micro=24),
     Case(tp=2, pp=2, schedule="zbv"),
@@ -63,7 +65,7 @@ STAGES = (0, 1, 2, 3)
 MODES = (1, 2, 4)
 """Ulysses degrees of cp 4: ring alone, both, Ulysses alone."""
 KEPT = ("kept", "all kept")
-RECIPES = ("recipe", "nugpt")
+RECIPES = ("recipe", "nugpt", "muon")
 MIXED = ("differential", "ensemble", "gpt differential", "gpt ensemble")
 SLOW = [
     *(Case("in pieces", dp=2, zero=zero, micro=12) for zero in STAGES),
@@ -119,6 +121,8 @@ SLOW = [
     *(Case("gpt", tp=2, dp=2, zero=zero, micro=12) for zero in (1, 3)),
     *(Case("gpt", pp=2, schedule=s, recompute=s == "zero_bubble") for s in SCHEDULES[:3]),
     Case("gpt", tp=4, micro=24),
+    Case("gpt normed", tp=2, pp=2, dp=2, schedule="zbv", micro=3),
+    Case("gpt normed", tp=2, dp=2, zero=3, micro=12),
     Case("relu2", tp=2, pp=2, dp=2, micro=6),
     Case("relu2", tp=2, dp=2, zero=3, micro=12),
     Case("relu2", pp=2, schedule="zbv"),
@@ -129,6 +133,8 @@ SLOW = [
     *(Case("recipe", tp=2, dp=2, zero=zero, micro=12) for zero in STAGES),
     Case("recipe", tp=2, pp=2, dp=2, schedule="zbv", micro=3),
     *(Case("nugpt", tp=2, dp=2, zero=zero, micro=12) for zero in STAGES),
+    Case("muon", pp=2, dp=2, zero=0, schedule="zbv", micro=3),
+    Case("muon", cp=2, zero=0, micro=24),
     Case("nugpt", tp=2, pp=2, dp=2, schedule="interleaved", micro=6),
     Case("others", tp=2, pp=2, dp=2, schedule="zbv", micro=3),
     *(Case(kind, tp=4, zero=zero, micro=24) for kind in MIXED for zero in (1, 3)),
@@ -149,7 +155,7 @@ def of(*kinds):
 
 
 # norms of maps that nearly cancel enlarge roundings as GPT does, on one process also
-CHAOTIC = ("gpt", *MIXED[1:])
+CHAOTIC = ("gpt", "gpt normed", *MIXED[1:])
 EXACT = ("ngpt", "deep", "97 ids", "clipped", "not clipped", "relu2", "differential")
 EXACT += ("documents", "in pieces", "offloaded", *KEPT, "options", "others", *RECIPES)
 STEADY = 8  # first steps of a chaotic kind, in which roundings have not grown yet

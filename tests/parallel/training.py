@@ -68,6 +68,12 @@ KINDS: dict[str, dict[str, Any]] = {
     "ngpt": {},
     "deep": {"model": DEEP},
     "gpt": {"model": replace(MODEL, architecture="gpt", init_std=0.05), "weight_decay": 0.1},
+    "gpt normed": {
+        "model": replace(
+            MODEL, architecture="gpt", init_std=0.05, gpt_qk_norm=True, s_qk=ScaleConfig(scale=1.0)
+        ),
+        "weight_decay": 0.1,
+    },
     "differential": {"model": DIFFERENTIAL},
     "ensemble": {"model": ENSEMBLE},
     **{
@@ -89,6 +95,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     # scales stored at 0.03: a step of 0.01 would move them by a third
     "nugpt": {"model": replace(MODEL, parametrisation="nugpt", reference_width=16), "lr": 0.003},
+    "muon": {"optimizer": "muon", "weight_decay": 0.1},
     "97 ids": {"model": replace(MODEL, vocab_size=97)},
     # a large epsilon makes Adam's update depend on the gradient's length
     "clipped": {"grad_clip": 0.02, "eps": 1e-3},
@@ -96,7 +103,13 @@ KINDS: dict[str, dict[str, Any]] = {
     "bf16": {"dtype": "bf16"},
     "relu2": {
         "model": replace(
-            MODEL, mlp="relu2", mlp_eps=1e-6, rope_style="half", rotary_fraction=0.5, rope_theta=1e6
+            MODEL,
+            mlp="relu2",
+            mlp_eps=1e-6,
+            rope_style="half",
+            rotary_fraction=0.5,
+            rope_theta=1e6,
+            s_qk=ScaleConfig(paired=True),
         )
     },
     "odd": {"model": ODD},

@@ -44,11 +44,15 @@ MODELS: dict[str, dict] = {
     "tied": {"tied_embedding": True},
     "grouped": {
         "kv_heads": 2, "head_dim": 10, "rope_style": "half", "rotary_fraction": 0.67,
-        "qk_norm": False,
+        "qk_norm": False, "s_qk": ScaleConfig(paired=True),
     },
     "gpt": {
         "architecture": "gpt", "init_std": 0.3, "norm_eps": 0.02, "rope_scaling": "ntk",
         "rope_factor": 4.0,
+    },
+    "gpt, normed": {
+        "architecture": "gpt", "init_std": 0.3, "gpt_qk_norm": True, "kv_heads": 2,
+        "s_qk": ScaleConfig(scale=0.7, paired=True),
     },
     "differential": {"attention": "differential", "head_dim": 12, "head_norm_eps": 0.01},
     "ensemble": {
@@ -74,7 +78,7 @@ MODELS: dict[str, dict] = {
 }  # fmt: skip
 """Settings unlike BASE; together they put every field of ModelConfig to use."""
 
-OPENED = {"generate", "evaluate", "export_hf", "inspect_checkpoint"}
+OPENED = {"generate", "evaluate", "export_hf", "inspect_checkpoint", "spectra"}
 """Tools that open a run, each tried below."""
 
 IDS = torch.randint(300, (2, 17), generator=torch.Generator().manual_seed(3))
@@ -179,6 +183,20 @@ def test_inspect(case, capsys):
     assert tool("inspect_checkpoint").main([str(case.folder / "checkpoints"), "--verify"]) == 0
     count = sum(p.numel() for p in case.model.parameters())
     assert f"parameters  {count:,} in " in capsys.readouterr().out
+
+
+def test_spectra(case, tmp_path, capsys):
+    """Of the weights in use: with values as stored and as effective, as the model itself has."""
+    output = tmp_path / "spectra.json"
+    assert tool("spectra").main([*case.checkpoint, "--output", str(output)]) == 0
+    found, model = json.loads(output.read_text()), case.model
+    assert "layer 1" in capsys.readouterr().out
+    up = model.blocks["1"].mlp.up.weight.detach().double()
+    assert found["blocks.1.mlp.up.weight"] == pytest.approx(float(torch.linalg.cond(up)), rel=1e-6)
+    s_qk = model.blocks["1"].attention.s_qk
+    if s_qk is not None and s_qk.value is not None:
+        size = float(s_qk().detach().abs().mean())
+        assert found["blocks.1.attention.s_qk.value"] == pytest.approx(size, rel=1e-6)
 
 
 def _evaluated(mesh, arguments: list[list[str]]) -> None:

@@ -274,16 +274,22 @@ def _reasons(error: CheckpointException) -> str:
 
 
 def _check_model(config: Config, checkpoint: Path) -> None:
-    """Raise ValueError unless a checkpoint is of the configured model.
+    """Raise ValueError unless a checkpoint is of the configured model and optimizer.
 
     The rotary embedding may differ: that is how a model goes on with longer sequences. A setting
     that the checkpoint's version did not have was at its default there.
     """
-    saved = yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8"))["model"]
-    theirs = asdict(completed(saved))
+    saved = yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8"))
+    theirs = asdict(completed(saved["model"]))
     for name, value in asdict(config.model).items():
         if theirs[name] != value and name not in STRETCHES:
             raise ValueError(
                 f"model.{name} = {value}, but {checkpoint} was trained with {theirs[name]}: "
                 "set it so, or choose another checkpoint.dir for a new run"
             )
+    before, now = saved.get("optim", {}).get("optimizer", "adamw"), config.optim.optimizer
+    if before != now:
+        raise ValueError(
+            f"optim.optimizer = {now}, but {checkpoint} was trained with {before}, which keeps "
+            "other averages: set it so, or choose another checkpoint.dir for a new run"
+        )

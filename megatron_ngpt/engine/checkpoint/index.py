@@ -16,8 +16,7 @@ from megatron_ngpt.run.durable import INDEX, DamagedCheckpoint
 
 FORMAT = 1
 MASTER = "master"
-AVERAGES = ("exp_avg", "exp_avg_sq")
-"""Kinds of tensors: ``master/NAME`` and what Adam keeps of each."""
+"""Kind of tensors ``master/NAME``; beside it what the optimizer keeps, ``exp_avg/NAME`` ..."""
 DTYPE_BYTES = {
     **{"float64": 8, "float32": 4, "float16": 2, "bfloat16": 2},
     **{"int64": 8, "int32": 4, "uint8": 1},

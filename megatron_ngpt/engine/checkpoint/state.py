@@ -5,16 +5,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from megatron_ngpt.config.run import AVERAGES
 from megatron_ngpt.engine.checkpoint.boxes import Boxes
-from megatron_ngpt.engine.checkpoint.index import AVERAGES, MASTER
+from megatron_ngpt.engine.checkpoint.index import MASTER
 from megatron_ngpt.engine.engine import Engine
+from megatron_ngpt.engine.fragment import Fragment
 
 
 def engine_boxes(engine: Engine) -> dict[str, Boxes]:
-    """This rank's masters and Adam's averages as views: ``master/NAME``, ``exp_avg/NAME`` ..."""
+    """This rank's masters and the optimizer's averages as views: ``master/NAME``,
+    ``exp_avg/NAME`` ..."""
     found: dict[str, Boxes] = {}
     for fragment in engine.masters.fragments:
-        flat = {MASTER: fragment.flat.data, **adam_state(engine.optimizer, fragment.flat)}
+        flat = {MASTER: fragment.flat.data, **averages(engine, fragment)}
         for kind, values in flat.items():
             boxes = found.setdefault(f"{kind}/{fragment.spec.name}", Boxes(fragment.spec.shape))
             for box in fragment.rectangles():
@@ -22,21 +25,24 @@ def engine_boxes(engine: Engine) -> dict[str, Boxes]:
     return found
 
 
-def adam_state(optimizer: torch.optim.Optimizer, flat: Tensor) -> dict[str, Tensor]:
-    """Adam's averages of one flat parameter; made, as zeros, if it was never stepped."""
-    state = optimizer.state[flat]
-    if "step" not in state:
-        state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
-        for name in AVERAGES:
-            state[name] = torch.zeros_like(flat.data)
-    return {name: state[name] for name in AVERAGES}
+def averages(engine: Engine, fragment: Fragment) -> dict[str, Tensor]:
+    """What the optimizer keeps of a fragment's flat parameter; zeros if it was never stepped."""
+    names, flat = engine.config.optim.averages(fragment.spec.group), fragment.flat
+    state = engine.optimizer.state[flat]
+    if not state:
+        state.update({name: torch.zeros_like(flat.data) for name in names})
+        if names == AVERAGES:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
+    return {name: state[name] for name in names}
 
 
 def set_adam_steps(engine: Engine, steps: int) -> None:
     """Tell Adam how many steps its averages have seen, for its bias correction."""
     for fragment in engine.masters.fragments:
-        adam_state(engine.optimizer, fragment.flat)
-        engine.optimizer.state[fragment.flat]["step"].fill_(float(steps))
+        averages(engine, fragment)
+        state = engine.optimizer.state[fragment.flat]
+        if "step" in state:
+            state["step"].fill_(float(steps))
 
 
 def rng_boxes(rank: int, world_size: int) -> dict[str, Boxes]:

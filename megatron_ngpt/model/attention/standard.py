@@ -19,7 +19,7 @@ from megatron_ngpt.ops.hypersphere import Scale
 from megatron_ngpt.ops.linear import Linear
 from megatron_ngpt.ops.other_spheres import soft_unit
 from megatron_ngpt.ops.qk_norm import rotary, rotary_qk_norm
-from megatron_ngpt.ops.rope import Scaling, rotate
+from megatron_ngpt.ops.rope import Scaling, for_both, rotate
 
 
 def rope_scaling(model: ModelConfig) -> Scaling:
@@ -30,7 +30,8 @@ def rope_scaling(model: ModelConfig) -> Scaling:
 
 
 class Attention(nn.Module):
-    """Causal self-attention; nGPT normalises every head's queries and keys and scales them.
+    """Causal self-attention; nGPT normalises every head's queries and keys and scales them, and so
+    does GPT if told to.
 
     The paper multiplies queries and keys by the same s_qk (eq. 15, 16). Only the product enters the
     logits, so its square is applied to the queries: the same maths, and the only reading of it
@@ -52,11 +53,12 @@ class Attention(nn.Module):
         self.output = Linear(model.output_width, D, part)
         self.attend, self.ops, self.rope_style = attend, ops, model.rope_style
         self.s_qk = (
-            Scale(model.query_width, *model.scale_at("s_qk", layer)) if model.is_ngpt else None
+            Scale(model.s_qk_width, *model.scale_at("s_qk", layer)) if model.scales_qk else None
         )
-        self.is_ngpt, self.soft_unit = model.is_ngpt, _soft_unit(model)
+        self.paired_dim = model.rotary_dim if model.s_qk.paired else 0
+        self.scales_qk, self.soft_unit = model.scales_qk, _soft_unit(model)
         # unit queries and keys have products of order 1/sqrt(H): the factor is inverted (eq. 17)
-        self.scale = model.map_dim ** (0.5 if model.is_ngpt else -0.5)
+        self.scale = model.map_dim ** (0.5 if model.scales_qk else -0.5)
         self.scale *= rope_scaling(model).temperature
 
     def forward(
@@ -79,12 +81,13 @@ class Attention(nn.Module):
         return self.output(self.heads(q_BTNH, k_BTKH, v_BTKH, documents).flatten(-2))
 
     def turned(self, x: Tensor, table: Tensor, scale: Scale | None = None) -> Tensor:
-        """Queries or keys [B, T, heads, J], rotated; nGPT also norms and scales them."""
-        if not self.is_ngpt:
+        """Queries or keys [B, T, heads, J], rotated; perhaps also normed and scaled."""
+        if not self.scales_qk:
             return rotary(x, table, self.rope_style, self.ops)
         s = None if scale is None else scale().square()
         if s is not None and s.numel() > 1:
-            s = s.unflatten(0, (-1, self.map_dim))
+            s = s.unflatten(0, (x.shape[2], -1))
+            s = for_both(s, self.paired_dim, self.rope_style) if self.paired_dim else s
         if self.soft_unit is None:
             return rotary_qk_norm(x, table, s, self.rope_style, self.ops)
         normed = self.soft_unit(rotate(x, table, self.rope_style))
