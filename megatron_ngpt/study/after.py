@@ -32,7 +32,7 @@ def measured(study: Study, run: Run, corpus: Corpus, folder: Path) -> dict[str, 
         found["spectra"] = _told("spectra.py", ["--checkpoint", str(folder)], folder)
     if study.lengths:
         found["by_length"] = {}
-        for kind, lengths, words in _stretched(study, run):
+        for kind, lengths, words in stretched(study, run):
             words = ["--checkpoint", str(folder), "--data", str(corpus.valid), *words]
             words += ["--lengths", ",".join(map(str, lengths)), "--buckets", "1"]
             told = _told("evaluate.py", words, folder)["loss"]
@@ -41,7 +41,7 @@ def measured(study: Study, run: Run, corpus: Corpus, folder: Path) -> dict[str, 
     return found
 
 
-def _stretched(study: Study, run: Run) -> Iterator[tuple[str, Sequence[int], list[str]]]:
+def stretched(study: Study, run: Run) -> Iterator[tuple[str, Sequence[int], list[str]]]:
     """A kind of scaling, the lengths for it, and the words that ask for it."""
     trained = run.settings["data"]["seq_len"]
     yield "none", study.lengths, []
