@@ -96,6 +96,7 @@ _AT_LEAST: dict[str, float] = {
     **{f"train.{name}": 0 for name in ("mlp_tile", "loss_chunk")},
     **{"checkpoint.every": 0, "checkpoint.keep": 0},
     **{"eval.every": 0, "eval.steps": 1, "logging.every": 1, "logging.owner_lease": 1},
+    **{"logging.vitals_every": 0, "logging.spectra_every": 0},
 }
 
 

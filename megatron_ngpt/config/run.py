@@ -279,8 +279,23 @@ class LoggingConfig:
     every: int = 10
     """Steps between progress lines when the output is no terminal; metrics.jsonl has every step."""
 
+    vitals_every: int = 10
+    """Steps between records of what the model shows, in vitals.jsonl: nGPT's scales by layer,
+    angles of a step, gradient norms by kind of parameter, memory; 0 means never."""
+
+    spectra_every: int = 500
+    """Steps between records of condition numbers of all matrices and of embeddings' cosines, and
+    one at the end; 0 means never."""
+
     tensorboard: bool = False
     """Also write TensorBoard events to dir/tensorboard."""
 
     wandb_project: str = ""
     """Also log to this Weights & Biases project."""
+
+    mlflow_experiment: str = ""
+    """Also log to this MLflow experiment, at MLFLOW_TRACKING_URI or else in dir/mlruns."""
+
+    prometheus: str = ""
+    """Also keep the newest values in this file, for node_exporter's textfile collector: a name that
+    ends in .prom, in the folder that it reads."""

@@ -86,7 +86,7 @@ class Masters:
         """Initial weights, written to the masters so that they are the same on every topology."""
         for fragment in self.fragments:
             fragment.flat.data.zero_()  # padding, too, that no fragment covers
-        for fragment, box in self._boxes():
+        for fragment, box in self.boxes():
             drawn = initial_box(fragment.spec, seed, box.offsets, box.sizes)
             box.view(fragment.master).copy_(drawn)
         for projection in self.projections.values():
@@ -96,7 +96,7 @@ class Masters:
     @torch.no_grad()
     def set_weights(self, values: Mapping[str, Tensor]) -> None:
         """Take over whole unsharded parameters by name, every one of the table; collective."""
-        for fragment, box in self._boxes():
+        for fragment, box in self.boxes():
             box.view(fragment.master).copy_(_crop(values[fragment.spec.name], box))
         self.changed()
 
@@ -108,8 +108,8 @@ class Masters:
     def full_weight(self, name: str) -> Tensor:
         """One whole unsharded fp32 parameter, put together from the masters; collective."""
         whole = torch.zeros(self.table[name].shape, device=self.mesh.device)
-        if self._speaks_for(name) and (self.sharded or self.mesh.replica_group.rank() == 0):
-            for fragment, box in self._boxes(name):
+        if self.counts(name):
+            for fragment, box in self.boxes(name):
                 _crop(whole, box).copy_(box.view(fragment.master))
         dist.all_reduce(whole)
         return whole
@@ -127,11 +127,24 @@ class Masters:
         dist.all_reduce(whole, group=self.mesh.model_group)
         return whole
 
-    def _boxes(self, name: str = "") -> Iterator[tuple[Fragment, Rectangle]]:
+    def boxes(self, name: str = "") -> Iterator[tuple[Fragment, Rectangle]]:
+        """The rectangles that this rank holds, of all parameters or of one."""
         for fragment in self.fragments:
             if not name or fragment.spec.name == name:
                 for box in fragment.rectangles():
                     yield fragment, box
+
+    def counts(self, name: str) -> bool:
+        """Whether a sum over all ranks takes this rank's fragments, so that each value is in it
+        once."""
+        alone = self.sharded or self.mesh.replica_group.rank() == 0
+        return self._speaks_for(name) and alone
+
+    @property
+    def on_sphere(self) -> bool:
+        """Whether the vectors of matrices have length 1."""
+        matrices = [spec for spec in self.table.values() if len(spec.shape) == 2]
+        return all(s.norm_dim is not None and s.groups == 1 and not s.slack for s in matrices)
 
     def _speaks_for(self, name: str) -> bool:
         """Whether this rank's copy counts: of replicated parameters the first tp rank's does."""

@@ -16,6 +16,7 @@ from megatron_ngpt.data.loader import Batch, Loader, eval_batches, train_loader
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
 from megatron_ngpt.engine.engine import Engine
 from megatron_ngpt.engine.schedule import learning_rate
+from megatron_ngpt.engine.vitals import Vitals
 from megatron_ngpt.run.checkpoints import Progress
 from megatron_ngpt.run.durable import DamagedCheckpoint
 from megatron_ngpt.run.metrics import RunLog
@@ -54,7 +55,8 @@ def train(
     goal = config.train.stop_at or config.train.steps
     saved, last = progress.step, min(goal, plan[0].end)
     device, record = engine.mesh.device, dict(progress.record)
-    loader = _loader(plan, engine, stages, progress)
+    loader, telling = _loader(plan, engine, stages, progress), config.logging
+    vitals = Vitals(engine, telling.vitals_every, telling.spectra_every, last)
     log = RunLog(
         config,
         progress.step,
@@ -69,12 +71,14 @@ def train(
     with loader, log:
         while record or (progress.step < last and not watch.ends(progress.step, "step", device)):
             if not record:
+                vitals.expect(progress.step + 1)
                 progress, record = _step(now, engine, loader, progress)
                 if problem := _not_finite(record):
                     checkpointer.close()  # every rank is here, and the save under way is whole
                     aside = checkpointer.give_up(progress.step - 1)
                     raise FloatingPointError(f"{problem}{'; ' * bool(aside)}{aside}")
                 watch.stepped()
+                log.vitals(progress.step, vitals.taken(progress.step, record["grad_norm"]))
                 if config.train.check_every and progress.step % config.train.check_every == 0:
                     record |= check(engine)
             if valid and _due(progress.step, config.eval.every, last):

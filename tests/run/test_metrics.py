@@ -2,15 +2,12 @@ import fcntl
 import json
 import os
 import struct
-import sys
 import termios
 from collections.abc import Iterator
 from contextlib import redirect_stderr, suppress
 from pathlib import Path
-from types import ModuleType
 
 import pytest
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_ngpt.config import Config, load_config, parse_config
 from megatron_ngpt.run.metrics import RunLog, check_outputs
@@ -122,61 +119,6 @@ def test_a_bar_on_a_terminal(tmp_path, capsys):
     assert said.splitlines()[0] == "resumed at step 5 of 20"
     assert "valid_loss 2.5000" in said, "evaluations stay readable above the bar"
     assert said.count("step 20/20") == 1
-
-
-def test_tensorboard_shows_the_steps_that_count(tmp_path):
-    """Steps of an attempt that died after the resumed one are not shown twice."""
-    config = configured(tmp_path, "--logging.tensorboard", "true")
-    log_steps(config, range(1, 7), valid_loss=9.0)
-    log_steps(config, range(5, 9), resumed_at=4)
-    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
-    loss = events.Scalars("loss")
-    assert [event.step for event in loss] == list(range(1, 9))
-    assert [event.value for event in loss] == pytest.approx([1 / n for n in range(1, 9)], rel=1e-6)
-    assert [event.step for event in events.Scalars("valid_loss")] == [1, 2, 3, 4]
-
-
-class Wandb(ModuleType):
-    """What the sink uses of the package."""
-
-    def __init__(self) -> None:
-        super().__init__("wandb")
-        self.started, self.logged, self.finished = {}, [], 0
-
-    def init(self, **options):
-        self.started = options
-        return self
-
-    def log(self, values, step):
-        self.logged.append((step, values))
-
-    def finish(self):
-        self.finished += 1
-
-
-def test_weights_and_biases(tmp_path, monkeypatch):
-    wandb = Wandb()
-    monkeypatch.setitem(sys.modules, "wandb", wandb)
-    config = configured(tmp_path, "--logging.wandb_project", "spheres")
-    check_outputs(config)
-    log_steps(config, range(3, 5), resumed_at=2)
-    assert wandb.started["project"] == "spheres"
-    assert wandb.started["config"]["train"]["steps"] == 20
-    assert wandb.started["dir"] == str(tmp_path)
-    assert wandb.logged == [(3, record(3)), (4, record(4))]
-    assert wandb.finished == 1
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "module"),
-    [("wandb_project", "spheres", "wandb"), ("tensorboard", "true", "torch.utils.tensorboard")],
-)
-def test_a_missing_package_is_named_with_its_extra(tmp_path, monkeypatch, option, value, module):
-    monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(ModuleNotFoundError) as error:
-        check_outputs(configured(tmp_path, f"--logging.{option}", value))
-    assert f"{module} is needed for logging.{option} = {value}" in str(error.value)
-    assert "pip install 'megatron-ngpt[logging]'" in str(error.value)
 
 
 @pytest.mark.parametrize("setting", ["logging.dir", "checkpoint.dir"])
