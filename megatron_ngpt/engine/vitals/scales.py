@@ -36,9 +36,9 @@ class Scales:
         largest = torch.zeros_like(sums[0])
         if self.pieces:
             values, at = [f.master for f in self.pieces], self.at.to(device)
-            sums[0].index_add_(0, at, _norms(values, 1))
-            sums[1].index_add_(0, at, _norms(values, 2).square())
-            largest.index_reduce_(0, at, _norms(values, math.inf), "amax")
+            sums[0, at] = _norms(values, 1)
+            sums[1, at] = _norms(values, 2).square()
+            largest[at] = _norms(values, math.inf)
         return sums, largest
 
     def told(self, sums: Tensor, largest: Tensor) -> dict[str, dict[str, list[float]]]:

@@ -45,7 +45,7 @@ def spectra(masters: Masters) -> dict[str, Any]:
 
     ``cosine`` has mean and standard deviation over all pairs of different rows, and quantiles
     (:data:`QUANTILES`) over the pairs of ROWS of them. ``eigenvalues`` are those of the Gram matrix
-    over their median, EIGENVALUES of them from the smallest to the largest, evenly spaced.
+    over their median, EIGENVALUES of them by per cent of the way from the smallest to the largest.
     Collective.
     """
     names = matrices(masters.table)
@@ -62,7 +62,8 @@ def spectra(masters: Masters) -> dict[str, Any]:
         kind, last = name.partition(".")[0], 2 + len(QUANTILES)
         quantiles = dict(zip(map(str, QUANTILES), values[2:last], strict=True))
         told["cosine"][kind] = {"mean": values[0], "std": values[1], "quantiles": quantiles}
-        told["eigenvalues"][kind] = values[last : last + EIGENVALUES]
+        shares = (f"{100 * n / (EIGENVALUES - 1):.0f}" for n in range(EIGENVALUES))
+        told["eigenvalues"][kind] = dict(zip(shares, values[last:], strict=True))
     return told
 
 
