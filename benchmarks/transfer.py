@@ -158,7 +158,7 @@ def train(config: Config, text: Tensor) -> Iterator[float]:
     table_ = parameter_table(config.model)
     model = NGPT(config.model)
     initialise(model, table_, config.train.seed)
-    optimizer = build_optimizer(model.named_parameters(), table_, config)
+    optimizer = build_optimizer(model.named_parameters(), table_, config, torch.device("cpu"))
     generator = torch.Generator().manual_seed(config.train.seed)
     for step in range(config.train.steps):
         starts = torch.randint(

@@ -12,6 +12,7 @@ from torch import Tensor
 from megatron_ngpt.config import IGNORED, Config
 from megatron_ngpt.config.deepspeed import needs_deepspeed
 from megatron_ngpt.engine import direct, zero
+from megatron_ngpt.engine.fused_adamw import FusedAdamW
 from megatron_ngpt.engine.masters import Masters
 from megatron_ngpt.engine.optimizer import build_optimizer, set_learning_rate
 from megatron_ngpt.engine.schedule import angle_cap
@@ -71,7 +72,7 @@ class Engine:
             self.table,
             self.shards,
             lambda: build_parts(config, mesh, mine, dtype, attend, ops),
-            lambda named: build_optimizer(named, self.table, config),
+            lambda named: build_optimizer(named, self.table, config, mesh.device),
         )
         self.optimizer = zero.inner_optimizer(self.deepspeed)
         self.masters = Masters(
@@ -146,7 +147,9 @@ class Engine:
         norm = square.sqrt()
         limit = self.config.optim.grad_clip or float("inf")
         factor = torch.clamp(limit / (norm + 1e-6), max=1.0)
-        if norm.is_cuda or factor < 1:  # not asked of a GPU, which would stop for it
+        if isinstance(self.optimizer, FusedAdamW):
+            self.optimizer.scale = float(factor) if factor < 1 else 1.0
+        elif norm.is_cuda or factor < 1:  # not asked of a GPU, which would stop for it
             torch._foreach_mul_(gradients, factor)
         return norm
 

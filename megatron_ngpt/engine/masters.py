@@ -13,6 +13,7 @@ from torch import Tensor
 from megatron_ngpt.engine import zero
 from megatron_ngpt.engine.angle import CappedProjection
 from megatron_ngpt.engine.fragment import Fragment, Rectangle
+from megatron_ngpt.engine.fused_adamw import NONE, FusedAdamW, Piece
 from megatron_ngpt.engine.projection import Projection
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.model.initial import initial_box
@@ -51,6 +52,9 @@ class Masters:
         optimizer = zero.inner_optimizer(deepspeed)
         if angle_cap:
             optimizer.register_step_pre_hook(self._remember)
+        elif isinstance(optimizer, FusedAdamW):
+            optimizer.pieces = self._pieces()
+            optimizer.register_step_pre_hook(self._expect_sums)
         # after the update of the masters and before any copy is made from them
         optimizer.register_step_post_hook(self._project)
 
@@ -64,6 +68,32 @@ class Masters:
         for projection in self._stepped(optimizer):
             assert isinstance(projection, CappedProjection)
             projection.remember()
+
+    def _pieces(self) -> dict[int, list[Piece]]:
+        """What the optimizer goes through, and where it leaves sums of squares."""
+        found: dict[int, list[Piece]] = {}
+
+        def add(flat: Tensor, values: Tensor, dim: int, squares: Tensor | None) -> None:
+            offset = int(values.storage_offset() - flat.storage_offset())
+            found.setdefault(id(flat), []).append(Piece.of(values, offset, dim, squares))
+
+        for projection in self.projections.values():
+            projection.fused = True
+            for flat, piece in zip(projection.flats, projection.pieces, strict=True):
+                values, dim, where = piece
+                add(flat, values, dim, projection.squares[where])
+        for fragment in self.fragments:
+            if fragment.spec.norm_dim is None:
+                for box in fragment.rectangles():
+                    add(fragment.flat, box.view(fragment.master), NONE, None)
+        return found
+
+    def _expect_sums(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """The step to come adds up squares, unless it leaves something out."""
+        whole = all(p.grad is not None for g in optimizer.param_groups for p in g["params"])
+        for projection in self._stepped(optimizer):
+            projection.squares.zero_()
+            projection.summed = whole
 
     def _project(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for projection in self._stepped(optimizer):

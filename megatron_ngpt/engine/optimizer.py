@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,13 +12,18 @@ from torch import nn
 from megatron_ngpt.config import Config
 from megatron_ngpt.config.parametrisation import learning_rate_factors
 from megatron_ngpt.engine.adamw import AdamW
+from megatron_ngpt.engine.fused_adamw import FusedAdamW
 from megatron_ngpt.engine.gated import GatedAdamW
 from megatron_ngpt.engine.muon import Muon
 from megatron_ngpt.model.spec import ParameterSpec
+from megatron_ngpt.ops.fused.build import NotBuilt
 
 
 def build_optimizer(
-    named: Iterable[tuple[str, nn.Parameter]], table: dict[str, ParameterSpec], config: Config
+    named: Iterable[tuple[str, nn.Parameter]],
+    table: dict[str, ParameterSpec],
+    config: Config,
+    device: torch.device,
 ) -> torch.optim.Optimizer:
     """AdamW with two groups: vectors, without weight decay, then matrices; those of blocks apart
     under Muon.
@@ -49,6 +55,9 @@ def build_optimizer(
         return Muon(groups, optim.lr, optim.betas, optim.eps, optim.momentum, fixed)
     if optim.gate != 1:
         return GatedAdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, gate=optim.gate)
+    if device.type == "cpu" and config.engine.ops != "reference":
+        with suppress(NotBuilt):
+            return FusedAdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps)
     return AdamW(groups, lr=optim.lr, betas=optim.betas, eps=optim.eps, fused=True)
 
 

@@ -16,10 +16,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_ngpt.engine.fragment import Fragment
+from megatron_ngpt.engine.fused_adamw import scale_vectors
 
 
 class Projection:
     """Normalises the vectors of a set of fragments in place, or their groups, as the table says.
+
+    Attributes set from outside:
+        fused: whether C++ scales (engine/fused_adamw.py).
+        summed: whether the optimizer has just left its sums in ``squares``.
 
     Args:
         fragments: this rank's fragments of the same parameters on every rank, in the same order;
@@ -30,6 +35,9 @@ class Projection:
     def __init__(self, fragments: Sequence[Fragment], group: dist.ProcessGroup | None) -> None:
         self.group = group
         self.pieces: list[tuple[Tensor, int, slice]] = []
+        self.flats: list[Tensor] = []  # of each piece, the flat parameter that it is a view of
+        self.fused = False
+        self.summed = False
         self.padding: list[slice] = []
         self.vectors, self.slack = 0, 0.0
         for fragment in fragments:
@@ -52,6 +60,7 @@ class Projection:
                 first = self.vectors + group * count
                 first += box.offsets[axis] - fragment.shard.origin[axis]
                 self.pieces.append((piece, norm_dim, slice(first, first + box.sizes[axis])))
+                self.flats.append(fragment.flat)
         for _ in range(spec.groups):
             real = self.vectors + fragment.shard.real[axis]
             self.vectors += count
@@ -84,10 +93,12 @@ class Projection:
 
     def _sum(self, squares: Tensor) -> None:
         """Squared length of every vector."""
-        squares.zero_()
-        for values, dim, where in self.pieces:
-            lengths = torch.linalg.vector_norm(values, dim=dim, dtype=squares.dtype)
-            squares[where] += lengths.square()
+        if not self.summed:
+            squares.zero_()
+            for values, dim, where in self.pieces:
+                lengths = torch.linalg.vector_norm(values, dim=dim, dtype=squares.dtype)
+                squares[where] += lengths.square()
+        self.summed = False
         if self.group is not None:
             dist.all_reduce(squares, group=self.group)
 
@@ -101,4 +112,7 @@ class Projection:
             factor *= self._bound(squares.sqrt())
         factor = factor.float()
         for values, dim, where in self.pieces:
-            values.mul_(factor[where].unsqueeze(dim))
+            if self.fused:
+                scale_vectors(values, dim, factor[where])
+            else:
+                values.mul_(factor[where].unsqueeze(dim))

@@ -10,6 +10,7 @@ from megatron_ngpt.engine.muon import Muon
 from megatron_ngpt.engine.optimizer import build_optimizer, set_learning_rate
 from megatron_ngpt.model.ngpt import NGPT
 from megatron_ngpt.model.spec import parameter_table
+from tests.distributed import CPU
 
 MODEL = ModelConfig(architecture="gpt", width=8, layers=1, heads=2, vocab_size=11)
 OPTIM = OptimConfig(lr=0.5, betas=(0.8, 0.7), eps=1e-3, weight_decay=0.1)
@@ -17,7 +18,7 @@ OPTIM = OptimConfig(lr=0.5, betas=(0.8, 0.7), eps=1e-3, weight_decay=0.1)
 
 def built(config):
     named = dict(NGPT(config.model).named_parameters())
-    optimizer = build_optimizer(named.items(), parameter_table(config.model), config)
+    optimizer = build_optimizer(named.items(), parameter_table(config.model), config, CPU)
     return named, optimizer
 
 

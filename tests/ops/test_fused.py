@@ -124,7 +124,7 @@ def test_without_a_working_compiler_the_reference_does_it(cold, monkeypatch, com
 
 
 def test_a_library_that_does_not_load_is_told(cold, monkeypatch):
-    monkeypatch.setattr(build, "_compile", lambda _, library: library.write_text("no library"))
+    monkeypatch.setattr(build, "_compile", lambda *all_: all_[-1].write_text("no library"))
     assert pick_operations("auto", CPU) is REFERENCE
     assert "cannot be loaded" in why_reference("auto", CPU)
 

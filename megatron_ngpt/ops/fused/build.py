@@ -27,8 +27,8 @@ class NotBuilt(Exception):
     """Why there is no library on this machine, and the way out."""
 
 
-def built() -> Path:
-    """The compiled library, made now unless it is there.
+def built(source: Path = SOURCE) -> Path:
+    """The compiled library of a C++ file, made now unless it is there.
 
     ``$CXX`` or the first of g++ and c++ compiles it, in about 10 seconds, into
     ``$XDG_CACHE_HOME/megatron_ngpt`` (``~/.cache/megatron_ngpt``).
@@ -38,12 +38,12 @@ def built() -> Path:
     """
     compiler = _compiler()
     folder = _folder()
-    library = folder / f"ops-{_key(compiler)}.so"
+    library = folder / f"{source.stem}-{_key(compiler, source)}.so"
     if library.exists():
         return library
     with _locked(library.with_suffix(".lock")):
         if not library.exists():
-            _compile(compiler, library)
+            _compile(compiler, source, library)
     return library
 
 
@@ -73,10 +73,10 @@ def _folder() -> Path:
     return folder
 
 
-def _key(compiler: str) -> str:
+def _key(compiler: str, source: Path) -> str:
     """Differs whenever the library would."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    told = [SOURCE.read_bytes(), version, " ".join(OPTIONS).encode(), _processor()]
+    told = [source.read_bytes(), version, " ".join(OPTIONS).encode(), _processor()]
     return hashlib.sha256(b"\0".join(told)).hexdigest()[:16]
 
 
@@ -98,10 +98,10 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _compile(compiler: str, library: Path) -> None:
+def _compile(compiler: str, source: Path, library: Path) -> None:
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         item, made = Path(folder, "ops.o"), Path(folder, "ops.so")
-        _run([compiler, *OPTIONS, "-c", str(SOURCE), "-o", str(item)])
+        _run([compiler, *OPTIONS, "-c", str(source), "-o", str(item)])
         # linked without OpenMP's library: its functions are found in torch's, already loaded, so
         # that both share one pool of threads
         _run([compiler, "-shared", str(item), "-o", str(made)])
