@@ -16,6 +16,7 @@ from megatron_ngpt.config.model import ModelConfig, ScaleConfig, completed
 from megatron_ngpt.config.phases import Phase, last_trained, phases, step_at, token_at, unreached
 from megatron_ngpt.config.run import (
     CHUNK_BYTES,
+    CHUNK_ROWS,
     CheckpointConfig,
     EngineConfig,
     EvalConfig,
@@ -28,6 +29,7 @@ from megatron_ngpt.config.tree import Config
 
 __all__ = [
     "CHUNK_BYTES",
+    "CHUNK_ROWS",
     "IGNORED",
     "Blend",
     "CheckpointConfig",

@@ -9,6 +9,8 @@ from typing import Literal
 CHUNK_BYTES = {"cpu": 8 << 20, "cuda": 256 << 20}
 """Logits in memory at a time where ``train.loss_chunk`` says nothing: what a cache holds, or what
 fills a GPU."""
+CHUNK_ROWS = {"cpu": 512, "cuda": 64}
+"""Tokens whose logits are in memory at least: of fewer, products with the head are slow."""
 
 AVERAGES = ("exp_avg", "exp_avg_sq")
 """Of the gradient and of its square, as torch's AdamW calls them."""
@@ -249,8 +251,9 @@ class EngineConfig:
     device: Literal["auto", "cpu", "cuda"] = "auto"
     """auto takes a GPU when torch sees one."""
 
-    attention: Literal["auto", "sdpa", "flash"] = "auto"
-    """auto takes flash-attn when it is installed and the tensors suit it, else torch's SDPA."""
+    attention: Literal["auto", "sdpa", "flash", "cpp"] = "auto"
+    """auto takes flash-attn when it is installed and the tensors suit it; on a CPU cpp, which is C++
+    that the first start compiles, like that of ops; else sdpa, which is torch's."""
 
     ops: Literal["auto", "reference", "cpp", "triton"] = "auto"
     """Who computes what is no product of matrices: reference is torch; cpp, for CPUs, is C++ that

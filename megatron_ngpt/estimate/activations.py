@@ -37,7 +37,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_ngpt.config import CHUNK_BYTES, Config, ModelConfig, ParallelConfig
+from megatron_ngpt.config import CHUNK_BYTES, CHUNK_ROWS, Config, ModelConfig, ParallelConfig
 from megatron_ngpt.config.deepspeed import uses_low_precision_copy
 from megatron_ngpt.estimate.alive import alive
 from megatron_ngpt.mesh.degrees import Degrees
@@ -91,13 +91,17 @@ def head_gradient(config: Config, tp: int) -> int:
 
 
 def _chunk_working(config: Config, tp: int) -> int:
-    """Bytes of a chunk's logits, and of the fp32 sum that becomes the weight's gradient."""
+    """Bytes of a chunk's logits, of the fp32 sum that becomes the weight's gradient, and on a CPU
+    of the head's rows times s_z."""
     rows, low = local_rows(config.model.vocab_size, tp), config.train.dtype == "bf16"
-    room = CHUNK_BYTES["cpu" if config.engine.device == "cpu" else "cuda"]
-    chunk = config.train.loss_chunk * config.train.micro_batch or max(64, room // (4 * rows))
-    each = (4 if config.engine.ops in ("cpp", "triton") else 8) + (2 if low else 0)
-    rounded = 4 * rows * config.model.width if low else 0
-    return min(chunk, rank_tokens(config)) * each * rows + rounded
+    device = "cpu" if config.engine.device == "cpu" else "cuda"
+    fits = max(CHUNK_ROWS[device], CHUNK_BYTES[device] // (4 * rows))
+    chunk = config.train.loss_chunk * config.train.micro_batch or fits
+    in_place = device == "cpu" or config.engine.ops == "triton"
+    each = (4 if in_place else 8) + (2 if low else 0)
+    copies = low + (device == "cpu" and config.model.is_ngpt)
+    fp32 = 4 * rows * config.model.width
+    return min(chunk, rank_tokens(config)) * each * rows + copies * fp32
 
 
 def _residuals(model: ModelConfig, e: int, tp: int) -> int:

@@ -6,6 +6,7 @@ precision, and one call each elsewhere: no [T, T] mask in either case.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from types import ModuleType
 from typing import Protocol
 
@@ -14,7 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from megatron_ngpt.extras import available, require
+from megatron_ngpt.ops import cpu_attention as in_cpp
 from megatron_ngpt.ops.documents import Documents
+from megatron_ngpt.ops.fused.build import NotBuilt
 
 HALF = (torch.bfloat16, torch.float16)
 _FLASH = "flash_attn_func"
@@ -42,10 +45,12 @@ class Attend(Protocol):
 
 
 def pick_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> Attend:
-    """The implementation behind ``engine.attention`` = auto, sdpa or flash.
+    """The implementation behind ``engine.attention`` = auto, sdpa, flash or cpp.
+
+    auto takes cpp on a CPU where it can be had, and torch's elsewhere unless flash-attn is there.
 
     Raises:
-        ValueError: flash was asked for where it cannot run.
+        ValueError: flash or cpp was asked for where it cannot run.
         ModuleNotFoundError: flash was asked for and flash-attn is not installed.
     """
     fits = device.type == "cuda" and dtype in HALF
@@ -57,7 +62,23 @@ def pick_attention(wanted: str, device: torch.device, dtype: torch.dtype) -> Att
     if wanted == "flash" or (wanted == "auto" and fits and available("flash_attn", _FLASH)):
         _flash_attn()
         return flash_attention
+    if wanted == "cpp" or (wanted == "auto" and device.type == "cpu"):
+        return _cpp(wanted, device)
     return sdpa_attention
+
+
+def _cpp(wanted: str, device: torch.device) -> Attend:
+    if device.type != "cpu":
+        raise ValueError(
+            f"engine.attention = cpp runs on CPUs, not on {device.type}: set it to auto"
+        )
+    try:
+        in_cpp.load()
+    except NotBuilt as err:
+        if wanted == "auto":
+            return sdpa_attention
+        raise ValueError(f"engine.attention = cpp: {err}; or set engine.attention to sdpa") from err
+    return cpp_attention
 
 
 def sdpa_attention(
@@ -71,6 +92,17 @@ def sdpa_attention(
     if q.is_cuda and q.dtype in HALF:
         return _torch_varlen(q, k, v, scale, documents)
     return _each_document(q, k, v, scale, documents)
+
+
+def cpp_attention(
+    q: Tensor, k: Tensor, v: Tensor, scale: float, documents: Documents | None = None
+) -> Tensor:
+    """C++ on CPUs for whole sequences, torch's for the rest; shapes as in :class:`Attend`."""
+    if not in_cpp.suits(q, k, v):
+        return sdpa_attention(q, k, v, scale, documents)
+    if documents is None:
+        return in_cpp.causal_attention(q, k, v, scale)
+    return _each_document(q, k, v, scale, documents, in_cpp.causal_attention)
 
 
 def _after_cache(q: Tensor, k: Tensor, v: Tensor, scale: float, documents: Documents) -> Tensor:
@@ -106,10 +138,17 @@ def _sdpa(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return out.transpose(1, 2)
 
 
-def _each_document(q: Tensor, k: Tensor, v: Tensor, scale: float, documents: Documents) -> Tensor:
+def _each_document(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    scale: float,
+    documents: Documents,
+    attend: Callable[[Tensor, Tensor, Tensor, float], Tensor] = _sdpa,
+) -> Tensor:
     """One call per document; exact in every dtype."""
     found = [
-        _sdpa(q[row, None, start:stop], k[row, None, start:stop], v[row, None, start:stop], scale)
+        attend(q[row, None, start:stop], k[row, None, start:stop], v[row, None, start:stop], scale)
         for row, start, stop in documents
     ]
     return torch.cat(found, dim=1).view(*q.shape[:-1], v.shape[-1])

@@ -2,8 +2,9 @@
 
 Logits are made, used and forgotten chunk by chunk, and the gradient is taken while they are there:
 no more than a chunk of them is ever in memory, each is written once, and nothing is computed again
-in backward, which only multiplies by the gradient that arrives. Scaling logits by s_z is part of
-the softmax. Shapes: N tokens, D width, V columns.
+in backward, which only multiplies by the gradient that arrives. Where products are fp32, rows of
+the weight are scaled by s_z before them (:class:`_Folded`); elsewhere that would round once more,
+and the softmax scales. Shapes: N tokens, D width, V columns.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from megatron_ngpt.config import CHUNK_BYTES, IGNORED
+from megatron_ngpt.config import CHUNK_BYTES, CHUNK_ROWS, IGNORED
 from megatron_ngpt.ops.fused import REFERENCE, Operations
 from megatron_ngpt.ops.linear import product_dtype
 
@@ -47,7 +48,8 @@ class Logits(NamedTuple):
     """What multiplies the gradient on its way through the scale, fp32 [V]; None for the scale."""
     columns: Columns = Columns()
     rows: int = 0
-    """Tokens of a chunk; 0 means as many as :data:`CHUNK_BYTES` holds."""
+    """Tokens of a chunk; 0 means as many as :data:`CHUNK_BYTES` holds,
+    but not fewer than :data:`CHUNK_ROWS`."""
     ops: Operations = REFERENCE
 
 
@@ -65,7 +67,7 @@ def head_loss(h: Tensor, targets: Tensor, head: Logits, each: bool = False) -> T
     flat, goals = h.flatten(0, -2), targets.flatten()
     scale = None if head.scale is None else head.scale.expand(len(head.weight))
     if each or not torch.is_grad_enabled():
-        losses, hits = _Chunks(flat, goals, head).losses()
+        losses, hits = _chunks(flat, goals, head).losses()
         return torch.stack((losses, hits)).view(2, *targets.shape) if each else losses.mean()
     loss: Tensor = _HeadLoss.apply(flat, head.weight, scale, goals, head)
     return loss
@@ -78,7 +80,7 @@ class _HeadLoss(torch.autograd.Function):
     def forward(
         ctx: Any, h: Tensor, weight: Tensor, scale: Tensor | None, targets: Tensor, head: Logits
     ) -> Tensor:
-        chunks = _Chunks(h, targets, head._replace(weight=weight, scale=scale))
+        chunks = _chunks(h, targets, head._replace(weight=weight, scale=scale))
         losses, *grads = chunks.gradients(*ctx.needs_input_grad[:2])
         ctx.save_for_backward(*grads)
         return losses.mean()
@@ -96,6 +98,12 @@ class _HeadLoss(torch.autograd.Function):
         return made[0], made[1], made[2], None, None
 
 
+def _chunks(h: Tensor, targets: Tensor, head: Logits) -> _Chunks:
+    on_cpu = h.device.type == "cpu"  # elsewhere the softmax with its scale is one kernel
+    kind = _Folded if on_cpu and product_dtype(h) == torch.float32 else _Chunks
+    return kind(h, targets, head)
+
+
 class _Chunks:
     """All tokens [N, D], a chunk of them at a time."""
 
@@ -107,8 +115,8 @@ class _Chunks:
         self.column, self.real = head.columns.of(targets, len(self.weight))
         self.counted = targets != IGNORED
         per_token = 4 * max(1, len(self.weight))
-        room = CHUNK_BYTES.get(h.device.type, CHUNK_BYTES["cuda"])
-        rows = head.rows or max(64, room // per_token)
+        device = "cpu" if h.device.type == "cpu" else "cuda"
+        rows = head.rows or max(CHUNK_ROWS[device], CHUNK_BYTES[device] // per_token)
         self.rows = [slice(n, n + rows) for n in range(0, len(h), rows)]
         self.buffer = h.new_empty(min(rows, len(h)), len(self.weight), dtype=self.dtype)
 
@@ -176,3 +184,69 @@ class _Chunks:
                 grad_weight.addmm_(grad.T, h)
             else:
                 grad_weight += grad.T @ h
+
+
+class _Folded(_Chunks):
+    """With fp32 products: ``(scale W) h`` for ``scale (W h)``, and one exponential for a logit.
+
+    The softmax of a row is its exponentials e times a factor f, and what is a row's can wait until
+    after a product over columns: the gradient of h is ``f (e - 1/f [target]) W'``, W' the scaled
+    rows, that of W is ``slope (e - 1/f [target])^T (f h)``. What the latter is without its slope,
+    times W, is the gradient of the scale.
+    """
+
+    def __init__(self, h: Tensor, targets: Tensor, head: Logits) -> None:
+        super().__init__(h, targets, head)
+        self.rows_given, self.own_scale = self.weight, self.scale
+        self.scale = None
+        if self.own_scale is not None:
+            self.weight = self.weight * self.own_scale[:, None]
+
+    def gradients(
+        self, of_h: bool, of_weight: bool
+    ) -> tuple[Tensor, Tensor | None, Tensor | None, Tensor | None]:
+        """As the other's."""
+        losses = self._per_token()
+        weights = self.counted.float() / len(self.h)
+        grad_h = torch.empty_like(self.h) if of_h else None
+        summed = of_weight or self.own_scale is not None
+        grad_weight = torch.empty_like(self.weight) if summed else None
+        back = self._back_to_h()
+        for rows in self.rows:
+            e = self._logits(rows)
+            losses[rows], factor = self._softmax(rows, e)
+            factor = (factor * weights[rows])[:, None]
+            if grad_h is not None:
+                grad_h[rows] = torch.mm(e, back).mul_(factor)
+            if grad_weight is not None:
+                h = self.h[rows].to(self.dtype) * factor
+                beta = 0 if rows.start == 0 else 1
+                torch.addmm(grad_weight, e.T, h, beta=beta, out=grad_weight)
+        grad_scale = self._scaled_back(grad_weight)
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(self.h.dtype).to(self.head.weight.dtype)
+        return losses, grad_h, grad_weight if of_weight else None, grad_scale
+
+    def _softmax(self, rows: slice, u: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses [n], and the factor [n] that makes a softmax of what u, in place, becomes."""
+        column = self.column[rows]
+        here, place = column >= 0, column.clamp_min(0)[:, None]
+        own = u.gather(1, place)[:, 0].where(here, 0.0)
+        mine, total = self.ops.exponentials(u, self.real)
+        largest, total, own = self.head.columns.merged(mine, total, own)
+        # columns of which all are that small leave the gradient to those of other ranks
+        factor = (mine - largest).exp().clamp_min(1e-30) / total
+        u.scatter_add_(1, place, -(1 / factor).where(here, 0.0)[:, None])
+        return (total.log() + largest - own).where(self.counted[rows], 0.0), factor
+
+    def _back_to_h(self) -> Tensor:
+        """What the gradient of the logits is multiplied by."""
+        slope = self.head.slope
+        return self.weight if slope is None else self.rows_given * slope[:, None]
+
+    def _scaled_back(self, grad_weight: Tensor | None) -> Tensor | None:
+        """The gradient of the scale; that of the weight gets its slope, in place."""
+        if grad_weight is None or self.own_scale is None:
+            return None
+        slope = self.own_scale if self.head.slope is None else self.head.slope
+        return self.ops.scale_rows(grad_weight, self.rows_given, slope.float())

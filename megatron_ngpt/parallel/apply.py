@@ -77,6 +77,9 @@ def build_parts(
             spec = parameter_table(config.model)["embed.weight"]
             vocabulary = local_shard(spec, mesh.degrees, mesh.index("tp"))
             apply_tensor_parallel(part, vocabulary, mesh.group("tp"))
+        for block in part.blocks.values():
+            assert isinstance(block, Block)
+            block.attention.whole = config.optim.zero_stage < 3 and mesh.degrees.pp == 1
         _save_memory(part, config.train)
         if config.train.compile:
             compile_blocks(part.blocks)

@@ -23,7 +23,7 @@ _ATTENTION = re.compile(r"\w+::_?(scaled_dot_product|(flash|efficient)_att(entio
 _RANGES = {DATA: "data", PROJECTION: "projection", OPTIMIZER: "optimizer", LOSS: "loss"}
 _RANGES |= {MODEL: OTHER, STEP: ENGINE}
 _FUNCTION = re.compile(r"_([A-Z]\w*?)(Backward)?")  # this project's begin so, torch's do not
-_OF_LOSS = ("HeadLoss", "VocabParallelLoss")
+_OTHER_NAMES = {"HeadLoss": "loss", "Attention": ATTENTION, "JoinedLinear": PRODUCTS}
 _NODE = "autograd::engine::evaluate_function: "
 
 
@@ -84,7 +84,7 @@ def _by_name(event: Any, forward: dict[int, str]) -> str:
     if name.startswith(_NODE):
         return _of_node(name.removeprefix(_NODE), event.sequence_nr, forward)
     if function := _FUNCTION.fullmatch(name):
-        return _named(function[1]) + (BACKWARD if function[2] else "")
+        return _named(function[1], bool(function[2]))
     return OUTSIDE
 
 
@@ -92,10 +92,11 @@ def _of_node(node: str, sequence_nr: int, forward: dict[int, str]) -> str:
     if node == "torch::autograd::AccumulateGrad":
         return ENGINE  # with its hooks: DeepSpeed's copies
     if (function := _FUNCTION.fullmatch(node)) and function[2]:
-        return _named(function[1]) + BACKWARD
+        return _named(function[1], True)
     room = forward.get(sequence_nr, OTHER)
     return room if room in (PRODUCTS, ATTENTION, OTHER) else room.removesuffix(BACKWARD) + BACKWARD
 
 
-def _named(function: str) -> str:
-    return "loss" if function in _OF_LOSS else function
+def _named(function: str, backward: bool) -> str:
+    room = _OTHER_NAMES.get(function, function)
+    return room + BACKWARD if backward and room not in (PRODUCTS, ATTENTION) else room

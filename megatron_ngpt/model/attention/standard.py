@@ -16,7 +16,7 @@ from megatron_ngpt.ops.attention import Attend
 from megatron_ngpt.ops.documents import Documents
 from megatron_ngpt.ops.fused import REFERENCE, Operations
 from megatron_ngpt.ops.hypersphere import Scale
-from megatron_ngpt.ops.linear import Linear
+from megatron_ngpt.ops.linear import Linear, all_of
 from megatron_ngpt.ops.other_spheres import soft_unit
 from megatron_ngpt.ops.qk_norm import rotary, rotary_qk_norm
 from megatron_ngpt.ops.rope import Scaling, for_both, rotate
@@ -39,7 +39,13 @@ class Attention(nn.Module):
 
     Other kinds override :meth:`heads`; to them, queries and keys have ``maps`` times as many heads,
     each ``map_dim`` wide.
+
+    Attributes set from outside:
+        whole: whether matrices may be used outside their modules: not with ZeRO-3, which gathers
+            them inside, nor in a pipeline, whose schedules may split the backward of a matrix.
     """
+
+    whole = True
 
     def __init__(
         self, model: ModelConfig, attend: Attend, layer: int, ops: Operations = REFERENCE
@@ -70,9 +76,10 @@ class Attention(nn.Module):
         first: FirstValues | None = None,
     ) -> Tensor:
         """[B, T, D] -> [B, T, D]; table is the rotary one of these T positions."""
-        q_BTNH = self.query(x_BTD).unflatten(-1, (-1, self.map_dim))
-        k_BTKH = self.key(x_BTD).unflatten(-1, (-1, self.map_dim))
-        v_BTKH = self.value(x_BTD).unflatten(-1, (-1, self.head_dim))
+        maps = (self.query, self.key, self.value)
+        q, k, v = all_of(x_BTD, maps) if self.whole else [m(x_BTD) for m in maps]
+        q_BTNH, k_BTKH = (y.unflatten(-1, (-1, self.map_dim)) for y in (q, k))
+        v_BTKH = v.unflatten(-1, (-1, self.head_dim))
         if first is not None:
             v_BTKH = first.join(v_BTKH)
         q_BTNH, k_BTKH = self.turned(q_BTNH, table, self.s_qk), self.turned(k_BTKH, table)

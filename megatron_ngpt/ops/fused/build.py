@@ -76,7 +76,13 @@ def _folder() -> Path:
 def _key(compiler: str, source: Path) -> str:
     """Differs whenever the library would."""
     version = subprocess.run([compiler, "--version"], capture_output=True, check=False).stdout
-    told = [source.read_bytes(), version, " ".join(OPTIONS).encode(), _processor()]
+    sources = [source, *sorted(SOURCE.parent.glob("*.h"))]
+    told = [
+        *(path.read_bytes() for path in sources),
+        version,
+        " ".join(OPTIONS).encode(),
+        _processor(),
+    ]
     return hashlib.sha256(b"\0".join(told)).hexdigest()[:16]
 
 

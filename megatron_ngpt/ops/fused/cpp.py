@@ -180,6 +180,26 @@ class Cpp(Reference):
         self._rows("ngpt_squared_relu_backward", u, [grad, u, _maybe(s_u, u), out, sums])
         return out, sums
 
+    def exponentials(self, u: Tensor, real: int) -> tuple[Tensor, Tensor]:
+        """One pass, of which the caches serve half."""
+        if not _suits(u) or u.dtype != torch.float32 or not u.is_contiguous():
+            return REFERENCE.exponentials(u, real)
+        made = torch.empty(len(u)), torch.empty(len(u))
+        self._plain("ngpt_exponentials", [u, *made], [len(u), real, u.shape[1], _threads(u)])
+        return made
+
+    def scale_rows(self, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+        """One pass."""
+        if not _suits(x, y) or x.dtype != torch.float32 or not x.is_contiguous():
+            return REFERENCE.scale_rows(x, y, scale)
+        sums = torch.empty(len(x))
+        self._plain(
+            "ngpt_scale_rows",
+            [x, y.contiguous(), scale.contiguous(), sums],
+            [*x.shape, _threads(x)],
+        )
+        return sums
+
     def softmax_sums(self, u: Tensor, scale: Tensor | None, real: int) -> tuple[Tensor, Tensor]:
         """One pass, of which the first cache serves half."""
         if not _suits(u) or u.dtype != torch.float32:

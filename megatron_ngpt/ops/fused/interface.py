@@ -94,6 +94,23 @@ class Operations(Protocol):
     def squared_relu_backward(self, grad: Tensor, u: Tensor, s_u: Tensor | None) -> Pair:
         """Gradients of both, that of the scale as [F]."""
 
+    def exponentials(self, u: Tensor, real: int) -> tuple[Tensor, Tensor]:
+        """Turn u, in place, row by row into ``exp(u - largest)``; the largest and sums, [N] both.
+
+        Args:
+            u: fp32 [N, V], contiguous.
+            real: how many columns count; the rest becomes 0.
+        """
+
+    def scale_rows(self, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+        """``sum(x y)`` of every row, [V]; then x, in place, times its row's scale.
+
+        Args:
+            x: fp32 [V, D], contiguous.
+            y: fp32 [V, D].
+            scale: fp32 [V].
+        """
+
     def softmax_sums(self, u: Tensor, scale: Tensor | None, real: int) -> tuple[Tensor, Tensor]:
         """Of every row of ``z = scale u``: the largest, and the sum of exp(z - largest); [N] both.
 

@@ -10,56 +10,9 @@
 #include <cstring>
 #include <memory>
 
+#include "numbers.h"
+
 namespace {
-
-typedef int64_t Size;
-
-struct bf16 {
-    uint16_t bits;
-};
-
-inline float load(float x) { return x; }
-
-inline float load(bf16 x) {
-    uint32_t wide = uint32_t(x.bits) << 16;
-    float value;
-    std::memcpy(&value, &wide, 4);
-    return value;
-}
-
-inline void store(float* to, float x) { *to = x; }
-
-inline void store(bf16* to, float x) {  // to the nearest, ties to even; a NaN stays one
-    uint32_t wide;
-    std::memcpy(&wide, &x, 4);
-    uint32_t rounded = (wide + 0x7fffu + ((wide >> 16) & 1u)) >> 16;
-    to->bits = uint16_t(x == x ? rounded : 0x7fc0u);
-}
-
-// e^x to about 1e-7 relative, between e^-87 and e^88 (Cephes' polynomial); NaN gives NaN
-inline float exponential(float x) {
-    x = x < -87.0f ? -87.0f : x;
-    x = x > 88.0f ? 88.0f : x;
-    const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-    float shifted = x * 1.44269504088896341f + magic;
-    float k = shifted - magic;
-    float r = x - k * 0.693359375f;
-    r = r + k * 2.12194440e-4f;
-    float p = 1.9875691500e-4f;
-    p = p * r + 1.3981999507e-3f;
-    p = p * r + 8.3334519073e-3f;
-    p = p * r + 4.1665795894e-2f;
-    p = p * r + 1.6666665459e-1f;
-    p = p * r + 5.0000001201e-1f;
-    float y = p * r * r + r + 1.0f;
-    int32_t bits, zero;
-    std::memcpy(&bits, &shifted, 4);
-    std::memcpy(&zero, &magic, 4);
-    uint32_t power = uint32_t(bits - zero + 127) << 23;
-    float two_to_k;
-    std::memcpy(&two_to_k, &power, 4);
-    return y * two_to_k;
-}
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + exponential(-x)); }
 
@@ -475,6 +428,32 @@ void squared_relu_backward(const T* grad, const T* u, const float* s_u, T* grad_
     if (s_u) partial.total(grad_s_u, threads);
 }
 
+// In place of every row exp(u - largest) of its first `real` columns, 0 for the rest; the largest and the sum.
+void exponentials(float* u, float* largest, float* total, Size rows, Size real, Size width, int threads) {
+    blocks_of_rows(rows, 1, threads, [=](Size first, Size last, Size) {
+        for (Size row = first; row < last; ++row) {
+            float *x = u + row * width, most = -INFINITY;
+#pragma omp simd reduction(max : most)
+            for (Size i = 0; i < real; ++i) most = x[i] > most ? x[i] : most;
+            largest[row] = most;
+            total[row] = sum(real, [=](Size i) { return x[i] = exponential(x[i] - most); });
+            std::fill(x + real, x + width, 0.0f);
+        }
+    });
+}
+
+// Of every row the sum of x y; then x times the row's scale.
+void scale_rows(float* x, const float* y, const float* scale, float* sums, Size rows, Size width, int threads) {
+    blocks_of_rows(rows, ROWS, threads, [=](Size first, Size last, Size) {
+        for (Size row = first; row < last; ++row) {
+            float *own = x + row * width, by = scale[row];
+            const float* other = y + row * width;
+            sums[row] = sum(width, [=](Size i) { return own[i] * other[i]; });
+            for (Size i = 0; i < width; ++i) own[i] *= by;
+        }
+    });
+}
+
 // Of every row of z = scale u, its first `real` columns: the largest and the sum of exp(z - largest).
 void softmax_sums(const float* u, const float* scale, float* largest, float* total, Size rows, Size real, Size width,
                   int threads) {
@@ -629,6 +608,14 @@ API ngpt_squared_relu(int low, const void* u, const float* s_u, void* out, Size 
 API ngpt_squared_relu_backward(int low, const void* grad, const void* u, const float* s_u, void* grad_u,
                                float* grad_s_u, Size rows, Size width, int threads) {
     BOTH(squared_relu_backward(IN(grad), IN(u), s_u, OUT(grad_u), grad_s_u, rows, width, threads))
+}
+
+API ngpt_exponentials(float* u, float* largest, float* total, Size rows, Size real, Size width, int threads) {
+    exponentials(u, largest, total, rows, real, width, threads);
+}
+
+API ngpt_scale_rows(float* x, const float* y, const float* scale, float* sums, Size rows, Size width, int threads) {
+    scale_rows(x, y, scale, sums, rows, width, threads);
 }
 
 API ngpt_softmax_sums(const float* u, const float* scale, float* largest, float* total, Size rows, Size real,

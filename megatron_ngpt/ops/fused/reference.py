@@ -129,6 +129,20 @@ class Reference:
         grad_s = None if s_u is None else (grad * u).flatten(0, -2).sum(0)
         return _scaled(grad, s_u).to(u.dtype), grad_s
 
+    def exponentials(self, u: Tensor, real: int) -> tuple[Tensor, Tensor]:
+        """Without columns the largest is -inf and the sum 0."""
+        z = u[:, :real]
+        largest = z.amax(-1) if real else z.new_full((len(z),), float("-inf"))
+        z.sub_(largest[:, None]).exp_()
+        u[:, real:] = 0.0
+        return largest, z.sum(-1)
+
+    def scale_rows(self, x: Tensor, y: Tensor, scale: Tensor) -> Tensor:
+        """Two passes."""
+        sums = (x * y).sum(-1)
+        x.mul_(scale[:, None])
+        return sums
+
     def softmax_sums(self, u: Tensor, scale: Tensor | None, real: int) -> tuple[Tensor, Tensor]:
         """Without columns the largest is -inf and the sum 0."""
         z = _scaled(u, scale)[:, :real]
