@@ -23,6 +23,7 @@ from megatron_ngpt.model.initial import initialise
 from megatron_ngpt.model.ngpt import NGPT
 from megatron_ngpt.model.spec import ParameterSpec, parameter_table
 from megatron_ngpt.ops.attention import pick_attention
+from megatron_ngpt.ops.fused import pick_operations
 
 PACKAGE = "nGPT_pytorch"
 OURS = ("ngpt", "gpt", "ngpt-compiled", "gpt-compiled", "plain")
@@ -112,7 +113,8 @@ def _plain(at: Conditions) -> Contestant:
     config = at.shape.config("ngpt", at.dtype, at.zero_stage)
     device, dtype, table = at.mesh.device, DTYPES[at.dtype], parameter_table(config.model)
     with torch.device(device):
-        model = NGPT(config.model, dtype, pick_attention("auto", device, dtype))
+        attend, ops = pick_attention("auto", device, dtype), pick_operations("auto", device)
+        model = NGPT(config.model, dtype, attend, ops=ops)
     initialise(model, table, config.train.seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.0, fused=True

@@ -252,8 +252,8 @@ class EngineConfig:
     """auto takes a GPU when torch sees one."""
 
     attention: Literal["auto", "sdpa", "flash", "cpp"] = "auto"
-    """auto takes flash-attn when it is installed and the tensors suit it; on a CPU cpp, which is C++
-    that the first start compiles, like that of ops; else sdpa, which is torch's."""
+    """auto takes flash-attn when it is installed and the tensors suit it; on a CPU cpp, which is
+    C++ that the first start compiles, like that of ops; else sdpa, which is torch's."""
 
     ops: Literal["auto", "reference", "cpp", "triton"] = "auto"
     """Who computes what is no product of matrices: reference is torch; cpp, for CPUs, is C++ that

@@ -74,15 +74,12 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         q, k, v, out, lse = ctx.saved_tensors
         grad = _heads_whole(grad.to(q.dtype))
-        made = (
-            torch.empty(q.shape, dtype=q.dtype),
-            *(torch.empty(k.shape, dtype=k.dtype) for _ in "kv"),
-        )
-        given = _pointers(grad, q, k, v, out, lse, *made)
+        grad_q, grad_k, grad_v = (torch.empty(x.shape, dtype=x.dtype) for x in (q, k, v))
+        given = _pointers(grad, q, k, v, out, lse, grad_q, grad_k, grad_v)
         load().ngpt_attention_backward(
             int(q.dtype == torch.bfloat16), *given, *_call(q, k, v, grad, ctx.scale)
         )
-        return *made, None
+        return grad_q, grad_k, grad_v, None
 
 
 def _forward(q: Tensor, k: Tensor, v: Tensor, scale: float) -> tuple[Tensor, Tensor]:
