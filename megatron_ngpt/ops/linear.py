@@ -92,12 +92,32 @@ def all_of(x: Tensor, maps: Sequence[Linear]) -> Sequence[Tensor]:
     Small matrices are multiplied at less than half the speed there. Weights are used outside their
     modules, so they have to be whole.
     """
-    weights = [m.weight for m in maps]
+    weights: list[Tensor] = [m.weight for m in maps]
     one = x.device.type == "cpu" and x.numel() >= _FEWEST * x.shape[-1]
     one = one and not torch.compiler.is_compiling() and all(m.factor == 1 for m in maps)
     if not one or any(w.dtype != x.dtype or w.dtype != product_dtype(x) for w in weights):
         return [m(x) for m in maps]
-    return F.linear(x, torch.cat(weights)).split([len(w) for w in weights], dim=-1)
+    y: Tensor = _JoinedLinear.apply(x, *weights)
+    return y.split([len(w) for w in weights], dim=-1)
+
+
+class _JoinedLinear(torch.autograd.Function):
+    """``x @ cat(weights).T``; puts them side by side once more in backward instead of keeping it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
+        ctx.save_for_backward(x, *weights)
+        y: Tensor = keep.op("matmul", lambda: F.linear(x, torch.cat(weights)))
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, *weights = ctx.saved_tensors
+        grad_x = grad @ torch.cat(weights) if ctx.needs_input_grad[0] else None
+        if not any(ctx.needs_input_grad[1:]):
+            return grad_x, *(None for _ in weights)
+        joined = _rows(grad).T @ _rows(x)
+        return grad_x, *joined.split([len(w) for w in weights])
 
 
 class Embedding(nn.Module):

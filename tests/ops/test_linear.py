@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from megatron_ngpt.ops.linear import Embedding, Linear
-from tests.ops.compare import assert_same_maths, normal
+from megatron_ngpt.ops.linear import Embedding, Linear, all_of
+from tests.ops.compare import assert_close, assert_same_maths, normal
 
 
 @pytest.mark.parametrize("weight_dtype", [torch.float32, torch.bfloat16])
@@ -65,3 +65,23 @@ def test_embedding_looks_up_rows_and_adds_up_their_gradients(dtype, device):
     found.sum().backward()
     assert table.weight.grad[:, 0].tolist() == [2.0, 1.0, 0.0, 0.0, 3.0]
     assert table.weight.grad.dtype == torch.float32
+
+
+@pytest.mark.parametrize("tokens", [3, 300])
+def test_several_at_once_are_each_alone(tokens, device):
+    """One product of many tokens, several of few; a frozen one among them gets no gradient."""
+    maps = [Linear(33, size).to(device) for size in (8, 3, 3)]
+    x = normal(2, tokens, 33).to(device).requires_grad_()
+    for number, one in enumerate(maps):
+        one.weight.data = normal(*one.weight.shape, seed=number).to(device)
+    maps[1].weight.requires_grad_(False)
+    found = []
+    for made in (all_of(x, maps), [one(x) for one in maps]):
+        sum((y * y).sum() for y in made).backward()
+        found.append(
+            [y.detach() for y in made] + [x.grad, maps[0].weight.grad, maps[2].weight.grad]
+        )
+        assert maps[1].weight.grad is None
+        x.grad = maps[0].weight.grad = maps[2].weight.grad = None
+    for ours, alone in zip(*found, strict=True):
+        assert_close(ours, alone.double().cpu(), torch.float32)
