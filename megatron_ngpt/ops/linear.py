@@ -102,7 +102,7 @@ def all_of(x: Tensor, maps: Sequence[Linear]) -> Sequence[Tensor]:
 
 
 class _JoinedLinear(torch.autograd.Function):
-    """``x @ cat(weights).T``; puts them side by side once more in backward instead of keeping it."""
+    """``x @ cat(weights).T``; joins them once more in backward instead of keeping them so."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
