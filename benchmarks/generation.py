@@ -26,6 +26,7 @@ from megatron_ngpt.interop.hf_config import published_config
 from megatron_ngpt.model.initial import initialise
 from megatron_ngpt.model.ngpt import NGPT
 from megatron_ngpt.model.spec import parameter_table
+from megatron_ngpt.ops.fused import pick_operations
 from megatron_ngpt.train.generate import generate, generate_all
 
 RATIOS = ("cpu_speed_ratio", "speed_ratio")
@@ -106,7 +107,7 @@ def measure(shape: Shape, prompt: int, length: int, batch: int, rounds: int) -> 
 def _models(shape: Shape) -> tuple[NGPT, Any]:
     """Ours, and the export's model with its weights."""
     config = shape.config("ngpt", "fp32", 1).model
-    ours = NGPT(config)
+    ours = NGPT(config, ops=pick_operations("auto", torch.device("cpu")))  # as tools/generate.py
     initialise(ours, parameter_table(config), seed=0)
     theirs = NGPTForCausalLM(NGPTConfig(**published_config(config)))
     own = ours.state_dict()

@@ -1,4 +1,4 @@
-"""A run, a corpus and a tokenizer that are not of one make are refused by every tool that reads them."""
+"""A run, a corpus and a tokenizer of different makes: refused by every tool that reads them."""
 
 import hashlib
 from pathlib import Path

@@ -15,16 +15,19 @@ from megatron_ngpt.engine.checkpoint.planner import BoxLoadPlanner
 from megatron_ngpt.engine.checkpoint.storage import Reader
 from megatron_ngpt.model.ngpt import NGPT
 from megatron_ngpt.model.spec import parameter_table
+from megatron_ngpt.ops.fused import pick_operations
 
 
 def load_model(checkpoint: Path, model: ModelConfig, device: torch.device) -> NGPT:
     """The whole model with a checkpoint's fp32 weights on one device, ready for inference.
 
+    Its operations are the fastest that the device has, whatever the run was trained with.
+
     Raises:
         DamagedCheckpoint: a file is missing or has another size than was written.
         ValueError: the checkpoint is of another model.
     """
-    made = NGPT(model)
+    made = NGPT(model, ops=pick_operations("auto", device))
     parameters = dict(made.named_parameters())
     assert parameters.keys() == parameter_table(model).keys(), "the table says what a model holds"
     # into the parameters themselves, so that those which are one (a tied head) stay one
