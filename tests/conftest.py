@@ -14,6 +14,19 @@ torch.set_num_threads(1)  # for matrices this small threads only wait for each o
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
 
+# rooms whose tests share something of the machine; they run one after the other, and first, because
+# they wait most of their time
+ALONE = ("slurm",)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With several workers (pytest-xdist), a file's tests stay together for the sake of fixtures."""
+    for item in items:
+        room = item.path.parent.name
+        item.add_marker(pytest.mark.xdist_group(room if room in ALONE else item.location[0]))
+    items.sort(key=lambda item: item.path.parent.name not in ALONE)
+
 
 @pytest.fixture(scope="session")
 def shared() -> Path:
