@@ -1,6 +1,7 @@
 """Fixtures shared by all tests."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,18 +15,28 @@ torch.set_num_threads(1)  # for matrices this small threads only wait for each o
 settings.register_profile("no_deadline", deadline=None)
 settings.load_profile("no_deadline")
 
-# rooms whose tests share something of the machine; they run one after the other, and first, because
-# they wait most of their time
-ALONE = ("slurm",)
+SLURM = "tests/slurm"
+"""Its tests share one cluster: they go one after the other, and first, as most of it is waiting."""
 
 
-@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With several workers (pytest-xdist), a file's tests stay together for the sake of fixtures."""
-    for item in items:
-        room = item.path.parent.name
-        item.add_marker(pytest.mark.xdist_group(room if room in ALONE else item.location[0]))
-    items.sort(key=lambda item: item.path.parent.name not in ALONE)
+    items.sort(key=lambda item: not item.nodeid.startswith(SLURM))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Workers of pytest-xdist take whole files, for the sake of fixtures, in the order collected.
+
+    xdist_group marks would say the same, but pytest 9.2 with pytest-xdist 3.8 passes over them.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return SLURM if nodeid.startswith(SLURM) else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False
+    return Files(config, log)
 
 
 @pytest.fixture(scope="session")

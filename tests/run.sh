@@ -21,4 +21,4 @@ case "${1:-}" in
 esac
 # one thread per process: tests start several, and sums must not depend on the machine
 export OMP_NUM_THREADS=1
-exec python -m pytest -m "$marks" --numprocesses "$workers" --dist loadgroup --no-loadscope-reorder "$@"
+exec python -m pytest -m "$marks" --numprocesses "$workers" "$@"
