@@ -27,7 +27,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
     """Workers of pytest-xdist take whole files, for the sake of fixtures, in the order collected.
 
-    xdist_group marks would say the same, but pytest 9.2 with pytest-xdist 3.8 passes over them.
+    xdist_group marks would say the same, but pytest 9.2 makes pytest-xdist 3.8 pass over them
+    (github.com/pytest-dev/pytest-xdist/issues/1386).
     """
     from xdist.scheduler import LoadScopeScheduling
 
