@@ -1,12 +1,14 @@
 """Every figure and table of docs/results.md from the committed rows: python tools/draw_results.py
 
 Reads docs/results/rows.jsonl and the studies in examples/experiments; writes the pictures of each
-study that has rows to docs/results/NAME, and its tables between its marks in docs/results.md.
+study that has rows to docs/results/NAME, and its tables between its marks in docs/results.md. Step
+times are those of docs/results/steps, which benchmarks/study_steps.py measures.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,7 +19,7 @@ from megatron_ngpt.console import tool
 from megatron_ngpt.study.figures import draw
 from megatron_ngpt.study.plan import Study, load_study
 from megatron_ngpt.study.results import Row, read_rows
-from megatron_ngpt.study.summary import outcomes, tables
+from megatron_ngpt.study.summary import clock_table, outcomes, tables
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 EXPERIMENTS = REPOSITORY / "examples/experiments"
@@ -53,19 +55,25 @@ def with_study(text: str, study: Study, rows: dict[str, Row], folder: Path) -> s
     Raises:
         ValueError: the page has no marks for it.
     """
-    for digest in sorted({row["corpus"] for row in rows.values()}):
-        if not (found := outcomes(study, rows, digest)):
-            continue
-        begin, end = f"<!-- {study.name} -->", f"<!-- end of {study.name} -->"
-        before, first, rest = text.partition(begin)
-        _, last, after = rest.partition(end)
-        if not (first and last):
-            raise ValueError(f"results.md has no marks {begin} and {end} for the study's tables")
+    corpora = sorted({row["corpus"] for row in rows.values()})
+    by_corpus = [found for digest in corpora if (found := outcomes(study, rows, digest))]
+    made: list[str] = []
+    for found in by_corpus:
         figures = draw(study, found, folder / study.name)
         pictures = [f"![{f.stem}](results/{study.name}/{f.name})" for f in figures]
-        made = "\n".join([*tables(study, found), *pictures])
-        text = f"{before}{first}\n\n{made}\n\n{last}{after}"
-    return text
+        made += [*tables(study, found), *pictures, ""]
+    for path in sorted((folder / "steps").glob(f"{study.name}*.json")):
+        timed = json.loads(path.read_text(encoding="utf-8"))
+        if timed["study"] == study.name:
+            made += [clock_table(study, by_corpus[0] if by_corpus else [], timed), ""]
+    if not made:
+        return text
+    begin, end = f"<!-- {study.name} -->", f"<!-- end of {study.name} -->"
+    before, first, rest = text.partition(begin)
+    _, last, after = rest.partition(end)
+    if not (first and last):
+        raise ValueError(f"results.md has no marks {begin} and {end} for the study's tables")
+    return before + first + "\n\n" + "\n".join(made).rstrip() + "\n\n" + last + after
 
 
 def _parser() -> argparse.ArgumentParser:

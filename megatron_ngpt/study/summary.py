@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 from megatron_ngpt.study.factor import Curve, Factor, factors, mean_and_interval
 from megatron_ngpt.study.plan import Contestant, Study, around_best, searched
@@ -154,6 +155,28 @@ def lengths_table(study: Study, found: Sequence[Outcome]) -> str:
             lines.append(cells)
     header = ["contestant", "positions", "seeds", *(f"{n} tokens" for n in study.lengths)]
     return _markdown([header, ["---"] * len(header), *lines]) if lines else ""
+
+
+def clock_table(study: Study, found: Sequence[Outcome], timed: Mapping[str, Any]) -> str:
+    """Who is ahead by the clock: factors of tokens over those of a step's time.
+
+    Args:
+        study: with the baseline of both.
+        found: its outcomes so far; perhaps none.
+        timed: as benchmarks/study_steps.py writes it.
+    """
+    names = ["contestant", f"a step, times {study.baseline}'s", "is ahead from a factor of tokens"]
+    lines = [[*names, "factor of time so far"], ["---"] * 4]
+    factor = compared(study, found)
+    for name, step in timed["results"].items():
+        middle, low, high = (step["ratio"][key] for key in ("median", "q25", "q75"))
+        if name != study.baseline:
+            last = last_factor(factor.get(name, []))
+            so_far = "-" if last is None else _within(last, middle)
+            lines.append([name, f"{middle:.3f} ({low:.3f} to {high:.3f})", f"{middle:.2f}", so_far])
+    facts = timed["facts"]
+    told = f"Step times on {facts['device']}, {facts['threads']} threads, quartiles in brackets:"
+    return f"{told}\n\n{_markdown(lines)}"
 
 
 def spectra_table(found: Sequence[Outcome]) -> str:

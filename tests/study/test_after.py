@@ -1,6 +1,7 @@
 """What is measured of finished runs, and the page that is drawn of it."""
 
 import json
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -73,6 +74,11 @@ def test_the_page_is_drawn_from_rows_alone(tmp_path, capsys):
     for made in rows_of(study):
         add_row(tmp_path / "results/rows.jsonl", made)
     page.write_text("before\n<!-- toy -->\nold\n<!-- end of toy -->\nafter\n")
+    ratio = {"median": 1.25, "q25": 1.2, "q75": 1.3}
+    timed = {"study": "toy", "facts": {"device": "CPU", "threads": 1}}
+    timed["results"] = {"ngpt": {"ratio": ratio}, "gpt": {"ratio": ratio}}
+    (tmp_path / "results/steps").mkdir()
+    (tmp_path / "results/steps/toy.json").write_text(json.dumps(timed))
     assert tool("draw_results").main(["--docs", str(tmp_path)]) == 0
     text = page.read_text()
     assert text.startswith("before\n")
@@ -80,6 +86,9 @@ def test_the_page_is_drawn_from_rows_alone(tmp_path, capsys):
     assert "old" not in text
     assert "| ngpt | 2^-5 | 1 |" in text
     assert "(results/toy/loss.png)" in text
+    tokens = float(re.search(r"\| 4.* \| ([\d.]+) \(one seed\) \|", text).group(1))
+    by_clock = float(re.search(r"\| 1.25 \| ([\d.]+) \(one seed\) \|", text).group(1))
+    assert by_clock == pytest.approx(tokens / 1.25, abs=0.011)
     assert (tmp_path / "results/toy/factor.png").stat().st_size > 1000
     page.write_text("no marks\n")
     assert tool("draw_results").main(["--docs", str(tmp_path)]) == 2
