@@ -155,7 +155,7 @@ def _train(
         {"logging.dir": Path(config.logging.dir), "checkpoint.dir": Path(config.checkpoint_dir)}
     )
     mesh = Mesh.build(degrees, device)
-    done = newest_progress(Path(config.checkpoint_dir), device)
+    done = newest_progress(Path(config.checkpoint_dir), Path(config.logging.dir), device)
     check_plan(config, done.step, done.tokens)
     plan = phases(config, done.step, done.tokens)
     for phase in plan:

@@ -134,9 +134,11 @@ def boundary_problems(config: Config, step: int = 0, token: int = 0) -> Iterator
     """Boundaries of a run that stands at a step and a token which cannot be where they were asked.
 
     Settings alone say where the steps of a run end until its batch is changed on the way. From then
-    on whole steps have to end where a stage begins, or it would begin elsewhere than planned.
+    on whole steps have to end where a stage begins, or it would begin elsewhere than planned. Whole
+    batches that were left out change nothing of where steps end.
     """
-    changed = token != token_at(phases(config), step)
+    planned = phases(config)
+    changed = token != token_at(planned, step_at(planned, token))
     before, *later = phases(config, step, token)
     for phase in later:
         name, length = phase.setting, phase.config.data.seq_len

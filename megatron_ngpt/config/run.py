@@ -205,6 +205,26 @@ class TrainConfig:
     """Only algorithms that give the same bits each time: two runs on one machine are equal to the
     last bit. On CPUs they are without it, too; on GPUs it costs speed and some memory."""
 
+    on_fault: Literal["stop", "skip", "rollback"] = "stop"
+    """What follows when the loss or the gradient of a step is no finite number, or the loss is a
+    spike (spike_threshold); nothing of such a step reaches the weights. stop: the run ends with
+    exit code 1. skip: its batch is left out, and the step is done with the next one. rollback: back
+    to the newest checkpoint, leaving out all data from there to the fault."""
+
+    fault_limit: int = 5
+    """Faults in the last fault_window steps after which on_fault = skip or rollback stops, too."""
+
+    fault_window: int = 1000
+    """Steps in which fault_limit counts."""
+
+    spike_threshold: float = 0.0
+    """A loss this many standard deviations above the median of the last spike_window ones is a
+    fault; the deviation is 1.4826 times the median distance from the median. 0 means none is; 8 to
+    20 are usual. A new stage of the data begins a new window."""
+
+    spike_window: int = 100
+    """Steps that spike_threshold measures by; until so many are done, nothing is a spike."""
+
     check_every: int = 500
     """Steps between checks that replicated parameters are equal on all their ranks, and of how far
     unit vectors are from length 1; 0 means never."""

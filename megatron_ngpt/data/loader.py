@@ -1,11 +1,12 @@
-"""Batches of one data-parallel rank, read ahead by a thread; all state is one integer."""
+"""Batches of one data-parallel rank, read ahead by a thread; all state is one integer and what is
+left out."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import NamedTuple
 
@@ -16,6 +17,7 @@ from torch import Tensor
 from megatron_ngpt.config import IGNORED, Config, Phase, phases, step_at
 from megatron_ngpt.data.blend import BlendStream
 from megatron_ngpt.data.corpus import Share, Stage
+from megatron_ngpt.data.left_out import Ranges, in_samples, remaining
 from megatron_ngpt.data.stream import Place, SampleStream, document_ends, read_rows
 
 # Not train.seed: runs that differ in their seed are compared on the same text.
@@ -37,8 +39,8 @@ class Batch(NamedTuple):
 class BatchReader:
     """Reads any step's batch for one rank: a pure function of the samples consumed before it.
 
-    A step consumes samples [consumed, consumed + global_batch) of the stream. Rank r takes the
-    r-th of dp equal runs of them, in order, and cuts it into micro-batches.
+    A step consumes the next global_batch samples of the stream that are not left out. Rank r takes
+    the r-th of dp equal runs of them, in order, and cuts it into micro-batches.
     """
 
     stream: BlendStream | SampleStream
@@ -53,6 +55,8 @@ class BatchReader:
     """Whether documents are kept apart."""
     pin: bool = False
     """Whether to return pinned memory, for copies to a GPU that do not block."""
+    left_out: Ranges = ()
+    """Samples that no step gets."""
 
     def __post_init__(self) -> None:
         assert self.global_batch % (self.micro_batch * self.dp) == 0, self
@@ -70,13 +74,20 @@ class BatchReader:
         tokens, targets = rows[:, :-1], rows[:, 1:]
         if self.documents:
             targets = np.where(document_ends(places, self.stream.seq_len), IGNORED, targets)
-        return Batch(self._tensor(tokens), self._tensor(targets)), consumed + self.global_batch
+        return Batch(self._tensor(tokens), self._tensor(targets)), self.after(consumed)
+
+    def numbers(self, consumed: int) -> np.ndarray:
+        """The samples of that batch on all ranks, int64[global_batch]."""
+        return remaining(consumed, self.global_batch, self.left_out)
+
+    def after(self, consumed: int) -> int:
+        """Samples consumed after that batch."""
+        return int(self.numbers(consumed)[-1]) + 1
 
     def places(self, consumed: int) -> list[Place]:
         """Where the samples of that batch begin, in order."""
         share = self.global_batch // self.dp
-        first = consumed + self.dp_rank * share
-        return self.stream.places(np.arange(first, first + share))
+        return self.stream.places(self.numbers(consumed)[self.dp_rank * share :][:share])
 
     def _tensor(self, rows: np.ndarray) -> Tensor:
         # Made contiguous by numpy: torch would start a second pool of threads in the loader's.
@@ -113,7 +124,7 @@ class Loader:
 
     def __init__(self, reader: BatchReader, consumed: int = 0, prefetch: int = 0) -> None:
         self._reader = reader
-        self._consumed = consumed
+        self._consumed = self._next = consumed
         self._prefetch = prefetch
         self._ahead: deque[Future[tuple[Batch, int]]] = deque()
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="data-loader")
@@ -143,14 +154,18 @@ class Loader:
     ) -> None:
         self.close()
 
+    def numbers(self, consumed: int) -> np.ndarray:
+        """See :meth:`BatchReader.numbers`."""
+        return self._reader.numbers(consumed)
+
     def close(self) -> None:
         """End the thread after the batch it is reading; a loader left open ends with Python."""
         self._pool.shutdown(cancel_futures=True)
 
     def _read_ahead(self) -> None:
         while len(self._ahead) < self._prefetch:
-            consumed = self._consumed + len(self._ahead) * self._reader.global_batch
-            self._ahead.append(self._pool.submit(self._reader.read, consumed))
+            self._ahead.append(self._pool.submit(self._reader.read, self._next))
+            self._next = self._reader.after(self._next)
 
 
 def train_loader(
@@ -162,6 +177,7 @@ def train_loader(
     consumed: int,
     plan: Sequence[Phase] = (),
     pin: bool = False,
+    left_out: Ranges = (),
 ) -> Loader:
     """The training batches of one rank, from ``consumed`` samples on.
 
@@ -173,6 +189,7 @@ def train_loader(
         consumed: samples of data.seq_len that were read before.
         plan: this phase and those to come; one without changes from the first step on if empty.
         pin: see :class:`BatchReader`.
+        left_out: tokens of the stream that no step gets.
 
     Raises:
         ValueError: a corpus reaches its limit of epochs before train.steps.
@@ -188,7 +205,8 @@ def train_loader(
             "or set them to 0, lower its weight, or shorten the run"
         )
     reader = _reader(config, stream, "data.train", dp=dp, dp_rank=dp_rank, pin=pin)
-    return Loader(reader, consumed, config.data.prefetch)
+    reader = replace(reader, left_out=in_samples(left_out, data.seq_len))
+    return Loader(reader, consumed, data.prefetch)
 
 
 def train_reader(config: Config, stages: Sequence[Stage], *, dp: int, dp_rank: int) -> BatchReader:

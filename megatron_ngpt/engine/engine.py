@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,8 +16,9 @@ from megatron_ngpt.config import IGNORED, Config
 from megatron_ngpt.config.deepspeed import needs_deepspeed
 from megatron_ngpt.engine import direct, zero
 from megatron_ngpt.engine.fused_adamw import FusedAdamW
+from megatron_ngpt.engine.gate import Gate
 from megatron_ngpt.engine.masters import Masters
-from megatron_ngpt.engine.optimizer import build_optimizer, set_learning_rate
+from megatron_ngpt.engine.optimizer import averages, build_optimizer, set_learning_rate
 from megatron_ngpt.engine.schedule import angle_cap
 from megatron_ngpt.mesh.mesh import Mesh
 from megatron_ngpt.model.spec import parameter_table
@@ -35,6 +39,9 @@ from megatron_ngpt.parallel.tensor import gather_vocabulary
 if TYPE_CHECKING:
     from megatron_ngpt.parallel.pipeline import Pipeline
 
+Judge = Callable[[float, float], str]
+"""Loss and norm of a gradient -> what is wrong with them, "" if nothing; the same on all ranks."""
+
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
@@ -51,6 +58,9 @@ class StepResult:
     targets: int
     """Tokens of the global batch that were predicted and count in the loss: all, or those within
     documents."""
+
+    problem: str = ""
+    """Why the step was not done, "" where it was."""
 
 
 class Engine:
@@ -79,7 +89,10 @@ class Engine:
             self.deepspeed, mesh, self.table, self.shards, config.optim.angle_cap
         )
         self.masters.initialise(config.train.seed)
+        self.gate = Gate(self.optimizer, self._prepare)
         self.targets: int | Tensor = 0  # that counted in the last backward or evaluation
+        self.losses: list[Tensor] = []  # of the micro-batches of the last backward, here
+        self.unsound: list[str] = []  # parameters of the last refused step, see _unsound
         self.pipeline: Pipeline | None = None
         if mesh.degrees.pp > 1:
             # torch's pipelines bring its compiler along, seconds that others do not have to wait
@@ -87,7 +100,9 @@ class Engine:
 
             self.pipeline = Pipeline(config, mesh, stages, self.deepspeed.module)
 
-    def train_step(self, tokens: Tensor, targets: Tensor, lr: float) -> StepResult:
+    def train_step(
+        self, tokens: Tensor, targets: Tensor, lr: float, judge: Judge = lambda *_: ""
+    ) -> StepResult:
         """One optimizer step on this rank's share of the global batch.
 
         Args:
@@ -95,9 +110,13 @@ class Engine:
                 differ in tp, cp or pp.
             targets: the ids that follow them, same shape.
             lr: learning rate of this step.
+            judge: where it finds something wrong nothing changes but the gradient, which goes. It
+                is asked once, before the step; of a sharded gradient, whose norm ZeRO finds in its
+                step, only whether that is finite counts.
         """
         loss = self.mean(self.backward(tokens, targets))
-        return StepResult(loss, self.update(lr), int(self.targets))
+        norm, problem = self._update(lr, partial(judge, loss))
+        return StepResult(loss, norm, int(self.targets), problem)
 
     def backward(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Accumulate the gradient of this rank's share; returns its mean loss.
@@ -109,24 +128,48 @@ class Engine:
         self.targets, weight = self._targets(tokens, targets)
         if self.pipeline is not None:
             loss = self.pipeline.backward(inputs, weight)
+            self.losses = self.pipeline.losses
             zero.reduce_after_pipeline(self.deepspeed)
             return loss
         total = torch.zeros((), device=self.mesh.device)
+        self.losses = []
         for number, micro_batch in enumerate(micro_batches(inputs)):
             loss = self.deepspeed(*micro_batch) * weight
             self.deepspeed.backward(loss)
-            total += loss.detach()
+            self.losses.append(loss.detach())
+            total += self.losses[-1]
             if number < len(tokens) - 1:
                 self.deepspeed.step()  # counts the micro-batch, changes nothing yet
         return total / len(tokens)
 
     def update(self, lr: float) -> float:
         """Clip, step, project, refresh the copies; returns the norm before clipping."""
+        return self._update(lr, lambda _: "")[0]
+
+    def _update(self, lr: float, judge: Callable[[float], str]) -> tuple[float, str]:
+        """The same, unless something is wrong; the norm, and what."""
         set_learning_rate(self.optimizer, lr)
         self.masters.cap_angles(angle_cap(self.config, lr))
         norm = self._clip()
+        problem = judge(0.0 if norm is None else float(norm))
+        self.gate.open = not problem
+        self.unsound = self._unsound() if problem and norm is not None else []
         self.deepspeed.step()
-        return float(self.deepspeed.get_global_grad_norm() if norm is None else norm)
+        if norm is None:
+            norm = self.deepspeed.get_global_grad_norm()
+            if not math.isfinite(norm):  # ZeRO has left the step out by itself, on all ranks
+                problem = problem or f"grad_norm is {float(norm)}"
+        return float(norm), problem
+
+    def _prepare(self) -> None:
+        """Make the optimizer's state, as its first step would."""
+        for fragment in self.masters.fragments:
+            averages(self.optimizer, self.config.optim, fragment)
+
+    def _unsound(self) -> list[str]:
+        """Parameters whose gradient is not finite on this rank, which holds whole ones."""
+        grads = [(f.spec.name, f.flat.grad) for f in self.masters.fragments]
+        return [name for name, grad in grads if grad is not None and not grad.isfinite().all()]
 
     @torch.no_grad()
     def _clip(self) -> Tensor | None:

@@ -7,11 +7,13 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from megatron_ngpt.config import Config
 from megatron_ngpt.config.parametrisation import learning_rate_factors
+from megatron_ngpt.config.run import AVERAGES, OptimConfig
 from megatron_ngpt.engine.adamw import AdamW
+from megatron_ngpt.engine.fragment import Fragment
 from megatron_ngpt.engine.fused_adamw import FusedAdamW
 from megatron_ngpt.engine.gated import GatedAdamW
 from megatron_ngpt.engine.muon import Muon
@@ -65,3 +67,16 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, lr: float) -> None:
     """Use ``lr``, times its factor, for every group in the next step."""
     for group in optimizer.param_groups:
         group["lr"] = lr * group["factor"]
+
+
+def averages(
+    optimizer: torch.optim.Optimizer, optim: OptimConfig, fragment: Fragment
+) -> dict[str, Tensor]:
+    """What the optimizer keeps of a fragment's flat parameter; zeros if it was never stepped."""
+    names, flat = optim.averages(fragment.spec.group), fragment.flat
+    state = optimizer.state[flat]
+    if not state:
+        state.update({name: torch.zeros_like(flat.data) for name in names})
+        if names == AVERAGES:
+            state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
+    return {name: state[name] for name in names}

@@ -114,6 +114,7 @@ class Pipeline:
         )
         self.modules = {n: _Stage(part) for n, part in zip(self.mine, parts.parts, strict=True)}  # type: ignore[arg-type]
         self.weight: float | Tensor = 1.0
+        self.losses: list[Tensor] = []  # of the micro-batches, on the last stage
         self._shapes(config, next(iter(self.modules.values())).part)
         made = [self._stage(number) for number in self.mine]
         self.schedule = SCHEDULES[config.parallel.schedule](
@@ -163,6 +164,7 @@ class Pipeline:
         self.schedule.step(
             *first, target=flat["targets"], losses=losses, return_outputs=False, **flat
         )
+        self.losses = [loss.detach().squeeze() * self.micro_batches for loss in losses]
         return torch.stack(losses).sum().detach() if losses else self._zero()
 
     def forward(self, inputs: Inputs) -> Tensor | None:

@@ -53,6 +53,10 @@ class Attempt:
     """Steps done when it ended."""
     saved: int = 0
     """Step of the newest checkpoint when it ended."""
+    faults: int = 0
+    """Steps of the run so far that were refused, as faults.jsonl tells."""
+    undone: int = 0
+    """Steps of the run so far that rollbacks gave up."""
     started_over: bool = False
     """Whether it began at step 1 again because the run's checkpoints were gone."""
     reason: str = ""

@@ -33,7 +33,7 @@ CONSEQUENCES = {
     "train.steps": "the schedule has another length, so the learning rate of later steps changes",
     "train.global_batch": "a step takes another number of tokens; schedules go on counting steps",
     "train.dtype": "later steps are computed in another precision",
-    "train.on_": _LATER,
+    **{f"train.{name}": _LATER for name in ("on_", "spike_")},
     **{f"train.{name}": _ROUNDING for name in ("micro_batch", "elastic", "mlp_tile", "loss_chunk")},
     **{f"train.{name}": _ROUNDING for name in ("recompute", "offload", "compile", "deterministic")},
     "data.": _LATER,

@@ -39,6 +39,12 @@ class Progress:
     record: dict[str, float] = field(default_factory=dict)
     """Metrics of the last step when its evaluation was cut short and is still owed, else empty."""
 
+    left_out: tuple[tuple[int, int], ...] = ()
+    """Tokens of the stream, from the first to one past the last, that no step gets."""
+
+    losses: tuple[float, ...] = ()
+    """Of the last steps, where train.spike_threshold measures by them."""
+
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints in a folder, newest first, whatever their names say of their age."""
@@ -77,7 +83,13 @@ def read_progress(checkpoint: Path) -> Progress:
     path = checkpoint / STATE
     try:
         state = json.loads(path.read_text(encoding="utf-8"))
-        return Progress(int(state["step"]), int(state["tokens"]), dict(state.get("record", {})))
+        return Progress(
+            int(state["step"]),
+            int(state["tokens"]),
+            dict(state.get("record", {})),
+            tuple((int(first), int(end)) for first, end in state.get("left_out", ())),
+            tuple(map(float, state.get("losses", ()))),
+        )
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise DamagedCheckpoint(f"{path}: {err!r}") from err
 

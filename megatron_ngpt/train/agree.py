@@ -9,17 +9,14 @@ they differ.
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 import json
-import platform
 import socket
 import tempfile
 import time
 import uuid
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -27,9 +24,7 @@ import torch.distributed as dist
 import megatron_ngpt
 from megatron_ngpt.config import Config
 from megatron_ngpt.data.corpus import Share, Stage
-
-PACKAGES = ("torch", "deepspeed", "numpy", "safetensors", "sentencepiece", "flash-attn", "triton")
-"""Other versions of these may compute something else."""
+from megatron_ngpt.run.ledger import flat, package_versions, plain
 
 MAY_DIFFER = ("data.cache_dir",)
 """Settings about a node's own disk."""
@@ -92,16 +87,8 @@ def _ranks(ranks: Iterable[int]) -> str:
 
 def _settings(config: Config) -> Facts:
     """Every setting by its dotted name."""
-    found = dict(_flat(json.loads(json.dumps(config.to_dict()))))
+    found = flat(plain(config.to_dict()))
     return {name: json.dumps(v) for name, v in found.items() if name not in MAY_DIFFER}
-
-
-def _flat(tree: Mapping[str, Any], at: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flat(value, f"{at}{name}.")
-        else:
-            yield at + name, value
 
 
 def _files(config: Config) -> Facts:
@@ -122,16 +109,8 @@ def _software() -> Facts:
     root, digest = Path(megatron_ngpt.__file__).parent, hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(f"{path.relative_to(root)}".encode() + path.read_bytes())
-    found = {
-        "megatron_ngpt": f"{megatron_ngpt.__version__} (sources {digest.hexdigest()[:12]})",
-        "python": platform.python_version(),
-    }
-    for name in PACKAGES:
-        try:
-            found[name] = importlib.metadata.version(name)
-        except importlib.metadata.PackageNotFoundError:
-            found[name] = "not installed"
-    return found
+    version = f"{megatron_ngpt.__version__} (sources {digest.hexdigest()[:12]})"
+    return {"megatron_ngpt": version, **package_versions()}
 
 
 def _corpora(prefixes: Iterable[str]) -> Facts:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -14,13 +13,15 @@ from megatron_ngpt.config import Config, Phase, phases, token_at
 from megatron_ngpt.data.corpus import Share, Stage
 from megatron_ngpt.data.loader import Batch, Loader, eval_batches, train_loader
 from megatron_ngpt.engine.checkpoint.checkpointer import Checkpointer
-from megatron_ngpt.engine.engine import Engine
+from megatron_ngpt.engine.engine import Engine, StepResult
 from megatron_ngpt.engine.schedule import learning_rate
 from megatron_ngpt.engine.vitals import Vitals
 from megatron_ngpt.run.checkpoints import Progress
 from megatron_ngpt.run.durable import DamagedCheckpoint
+from megatron_ngpt.run.faults import Fault
 from megatron_ngpt.run.metrics import RunLog
 from megatron_ngpt.train.checks import check
+from megatron_ngpt.train.faults import Faults
 from megatron_ngpt.train.watch import Interrupted, Watch
 
 
@@ -34,17 +35,21 @@ def train(
     """Train from the newest checkpoint, or from the start, to train.steps or train.stop_at.
 
     Ends earlier, saved, when ``watch`` says so, and at the end of the phase in which the run
-    stands. The engine has that phase's configuration; the run's own goes into its files.
+    stands. The engine has that phase's configuration; the run's own goes into its files. Returns
+    also where to go on with a new engine, after a rollback.
 
     Raises:
         DamagedCheckpoint: the newest whole checkpoint is of another phase than the engine.
-        FloatingPointError: the loss or the gradient is no longer finite.
+        FloatingPointError: of a loss or a gradient that is no longer finite, or a spike, when
+            train.on_fault stops the run or its limit is reached.
         ReplicasDiffer: ranks that must hold the same parameter do not.
         ValueError: a corpus reaches its limit of epochs before the end.
     """
     watch, now = watch or Watch(), engine.config
     checkpointer = Checkpointer(config, engine, watch.guard, watch.saved)
     progress = checkpointer.resume()
+    faults = Faults(now, engine, watch, progress)
+    progress = faults.resumed(progress)
     plan = phases(config, progress.step, progress.tokens)
     if plan[0].config != now:
         raise DamagedCheckpoint(
@@ -53,7 +58,7 @@ def train(
         )
     watch.resumed(progress.step)
     goal = config.train.stop_at or config.train.steps
-    saved, last = progress.step, min(goal, plan[0].end)
+    saved, last = progress.step, _last(config, now, goal, progress)
     device, record = engine.mesh.device, dict(progress.record)
     loader, telling = _loader(plan, engine, stages, progress), config.logging
     vitals = Vitals(engine, telling.vitals_every, telling.spectra_every, last)
@@ -72,11 +77,19 @@ def train(
         while record or (progress.step < last and not watch.ends(progress.step, "step", device)):
             if not record:
                 vitals.expect(progress.step + 1)
-                progress, record = _step(now, engine, loader, progress)
-                if problem := _not_finite(record):
+                samples = loader.numbers(progress.tokens // now.data.seq_len)
+                after, record, result = _step(now, engine, loader, progress, faults)
+                if result.problem:
+                    fault = faults.found(result, after.step, samples)
+                    if fault.action == "skip":
+                        progress, record = faults.skip(fault, progress), {}
+                        last = _last(config, now, goal, progress)
+                        continue
                     checkpointer.close()  # every rank is here, and the save under way is whole
-                    aside = checkpointer.give_up(progress.step - 1)
-                    raise FloatingPointError(f"{problem}{'; ' * bool(aside)}{aside}")
+                    return _fall_back(faults, fault, checkpointer)
+                if after.tokens != progress.tokens + plan[0].step_tokens:
+                    last = _last(config, now, goal, after)
+                progress = faults.done(after, result.loss)
                 watch.stepped()
                 log.vitals(progress.step, vitals.taken(progress.step, record["grad_norm"]))
                 if config.train.check_every and progress.step % config.train.check_every == 0:
@@ -121,23 +134,43 @@ def _loader(
         consumed=samples,
         plan=plan,
         pin=_pin(engine),
+        left_out=progress.left_out,
     )
 
 
+def _last(config: Config, now: Config, goal: int, progress: Progress) -> int:
+    """The step with which this engine's part ends; batches left out bring it nearer."""
+    phase = phases(config, progress.step, progress.tokens)[0]
+    return min(goal, phase.end) if phase.config == now else progress.step
+
+
+def _fall_back(faults: Faults, fault: Fault, checkpointer: Checkpointer) -> Progress:
+    """Where to go on after a fault.
+
+    Raises:
+        FloatingPointError: nowhere.
+    """
+    finite = fault.loss is not None and fault.grad_norm is not None
+    aside = "" if finite else checkpointer.give_up(fault.step - 1)
+    if fault.action == "stop":
+        raise faults.stop(fault, aside)
+    return faults.roll_back(fault, checkpointer.newest())
+
+
 def _step(
-    config: Config, engine: Engine, loader: Loader, progress: Progress
-) -> tuple[Progress, dict[str, float]]:
+    config: Config, engine: Engine, loader: Loader, progress: Progress, faults: Faults
+) -> tuple[Progress, dict[str, float], StepResult]:
     """One step: how far the run is after it, and its metrics."""
     started = time.perf_counter()
-    batch, _ = next(loader)
+    batch, consumed = next(loader)
     lr = learning_rate(config, progress.step)
-    result = engine.train_step(*_to_device(batch, engine), lr)
+    result = engine.train_step(*_to_device(batch, engine), lr, faults.judge)
     seconds = time.perf_counter() - started
     step_tokens = config.train.global_batch * config.data.seq_len
-    progress = Progress(progress.step + 1, progress.tokens + step_tokens)
+    progress = replace(progress, step=progress.step + 1, tokens=consumed * config.data.seq_len)
     # what was read says where the run stands; with documents apart, less than that was predicted
     targets = {"targets": result.targets} if config.data.document_mask else {}
-    return progress, {
+    record = {
         "step": progress.step,
         "loss": result.loss,
         "grad_norm": result.grad_norm,
@@ -145,7 +178,8 @@ def _step(
         "tokens": progress.tokens,
         "tokens_per_second": step_tokens / seconds,
         "step_seconds": seconds,
-    } | targets
+    }
+    return progress, record | targets | faults.counted(), result
 
 
 def validation(
@@ -188,14 +222,3 @@ def _to_device(batch: Batch, engine: Engine) -> tuple[Tensor, Tensor]:
     device = engine.mesh.device
     tokens = batch.tokens.to(device, non_blocking=True)
     return tokens, batch.targets.to(device, non_blocking=True)
-
-
-def _not_finite(record: dict[str, float]) -> str:
-    """What is no longer a number, or ""."""
-    for name in ("loss", "grad_norm"):
-        if not math.isfinite(record[name]):
-            return (
-                f"{name} is {record[name]} at step {record['step']}: lower optim.lr or "
-                "optim.grad_clip and start again; the run resumes from its newest checkpoint"
-            )
-    return ""

@@ -32,6 +32,8 @@ from megatron_ngpt.ops.documents import targets_within
 from megatron_ngpt.parallel.zigzag import places
 from megatron_ngpt.run.attempts import read_metrics
 from megatron_ngpt.run.changes import same
+from megatron_ngpt.run.checkpoints import Progress
+from megatron_ngpt.run.faults import goes_on_at, read_faults
 from megatron_ngpt.run.ledger import FILE, Entry, plain, read_ledger
 
 
@@ -111,7 +113,7 @@ def find_step(run_dir: Path, step: int, attempt: int = 0) -> StepOfRun:
         phase = last_trained(config, after)
         first = after - phase.train.global_batch * phase.data.seq_len
     elif step - 1 in tokens:
-        first = tokens[step - 1]
+        first = goes_on_at(Progress(step - 1, tokens[step - 1]), read_faults(run_dir))
     else:
         first = _tokens_after(step - 1, [*before, entry])
     phase_of_it = phases(config, step - 1, first)[0]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from megatron_ngpt.console import say
 from megatron_ngpt.run.attempts import AttemptRecord
 from megatron_ngpt.run.checkpoints import Progress
+from megatron_ngpt.run.faults import Fault
 from megatron_ngpt.run.ledger import Entry, record
 from megatron_ngpt.run.owner import Owner
 from megatron_ngpt.train.stop import Stop
@@ -44,9 +45,13 @@ class Watch:
     entry: Entry | None = None
     """Of the ledger, still to be written; on rank 0."""
 
+    faults: list[Fault] | None = None
+    """Of the run so far; None until they were read."""
+
     def resumed(self, step: int) -> None:
-        """The run begins to train after this step."""
-        self._note(resumed_at=step)
+        """The run begins to train after this step, or goes on after a phase or a rollback."""
+        if not self.warm:
+            self._note(resumed_at=step)
         if self.entry and self.attempt:
             self.guard()
             try:

@@ -43,6 +43,7 @@ from megatron_ngpt.run.checkpoints import (
 )
 from megatron_ngpt.run.durable import DamagedCheckpoint, write_durably
 from megatron_ngpt.run.failed import SaveFailed
+from megatron_ngpt.run.faults import goes_on_at, read_faults
 
 if TYPE_CHECKING:
     from torch.distributed.checkpoint import CheckpointException
@@ -51,10 +52,12 @@ STRETCHES = ("rope_theta", "rope_scaling", "rope_factor", "rope_original")
 """Settings of the model that may change between a checkpoint and the run that resumes it."""
 
 
-def newest_progress(folder: Path, device: torch.device) -> Progress:
-    """Step and tokens of the newest checkpoint in a folder as rank 0 sees it; collective."""
+def newest_progress(folder: Path, run_dir: Path, device: torch.device) -> Progress:
+    """Step of the newest checkpoint in a folder, and the token at which a run goes on from there
+    that has left some out; as rank 0 sees it, collective."""
     found = newest_here(folder) if dist.get_rank() == 0 else Progress()
-    numbers = torch.tensor([found.step, found.tokens], device=device)
+    faults = read_faults(run_dir) if dist.get_rank() == 0 else []
+    numbers = torch.tensor([found.step, goes_on_at(found, faults)], device=device)
     dist.broadcast(numbers, 0)
     step, tokens = numbers.tolist()
     return Progress(step, tokens)
@@ -204,6 +207,12 @@ class Checkpointer:
         told = self._give_up(step) if self.rank == 0 else ""
         dist.barrier(self.group)
         return told
+
+    def newest(self) -> Progress:
+        """Where the newest checkpoint stands, as rank 0 sees it; collective."""
+        told: list[Progress] = [newest_here(self.folder) if self.rank == 0 else Progress()]
+        dist.broadcast_object_list(told, group=self.group)
+        return told[0]
 
     def _give_up(self, step: int) -> str:
         found = checkpoints(self.folder)

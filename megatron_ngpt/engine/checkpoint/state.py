@@ -5,11 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megatron_ngpt.config.run import AVERAGES
 from megatron_ngpt.engine.checkpoint.boxes import Boxes
 from megatron_ngpt.engine.checkpoint.index import MASTER
 from megatron_ngpt.engine.engine import Engine
-from megatron_ngpt.engine.fragment import Fragment
+from megatron_ngpt.engine.optimizer import averages
 
 
 def engine_boxes(engine: Engine) -> dict[str, Boxes]:
@@ -17,7 +16,10 @@ def engine_boxes(engine: Engine) -> dict[str, Boxes]:
     ``exp_avg/NAME`` ..."""
     found: dict[str, Boxes] = {}
     for fragment in engine.masters.fragments:
-        flat = {MASTER: fragment.flat.data, **averages(engine, fragment)}
+        flat = {
+            MASTER: fragment.flat.data,
+            **averages(engine.optimizer, engine.config.optim, fragment),
+        }
         for kind, values in flat.items():
             boxes = found.setdefault(f"{kind}/{fragment.spec.name}", Boxes(fragment.spec.shape))
             for box in fragment.rectangles():
@@ -25,21 +27,10 @@ def engine_boxes(engine: Engine) -> dict[str, Boxes]:
     return found
 
 
-def averages(engine: Engine, fragment: Fragment) -> dict[str, Tensor]:
-    """What the optimizer keeps of a fragment's flat parameter; zeros if it was never stepped."""
-    names, flat = engine.config.optim.averages(fragment.spec.group), fragment.flat
-    state = engine.optimizer.state[flat]
-    if not state:
-        state.update({name: torch.zeros_like(flat.data) for name in names})
-        if names == AVERAGES:
-            state["step"] = torch.zeros((), dtype=torch.float32, device=flat.device)
-    return {name: state[name] for name in names}
-
-
 def set_adam_steps(engine: Engine, steps: int) -> None:
     """Tell Adam how many steps its averages have seen, for its bias correction."""
     for fragment in engine.masters.fragments:
-        averages(engine, fragment)
+        averages(engine.optimizer, engine.config.optim, fragment)
         state = engine.optimizer.state[fragment.flat]
         if "step" in state:
             state["step"].fill_(float(steps))
