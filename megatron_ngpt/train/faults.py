@@ -79,6 +79,8 @@ class Faults:
     def done(self, progress: Progress, loss: float) -> Progress:
         """A step was done with this loss: what of it the next checkpoint has to know."""
         self.spikes.add(loss)
+        if _stage_begins(self.config, progress.tokens):
+            self.spikes.losses.clear()
         return replace(progress, losses=tuple(self.spikes.losses))
 
     def found(self, result: StepResult, step: int, samples: np.ndarray) -> Fault:
@@ -189,6 +191,13 @@ class Faults:
                 f"{self.train.fault_limit} in {self.train.fault_window} steps; {FILE} tells more)",
                 sys.stderr,
             )
+
+
+def _stage_begins(config: Config, tokens: int) -> bool:
+    """Whether the batch that follows so many tokens is the first with data of another stage."""
+    unit = config.data.shuffle_unit or config.data.seq_len
+    batch = range(tokens, tokens + config.train.global_batch * config.data.seq_len)
+    return any(-(-stage.tokens // unit) * unit in batch for stage in config.data.stages)
 
 
 def _number(value: float) -> float | None:
