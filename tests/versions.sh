@@ -64,7 +64,7 @@ for pair in "${pairs[@]}"; do
   mkdir -p .venv-versions
   verdict=passed
   (run_pair "${pair%:*}" "${pair#*:}" "$@") 2>&1 | tee "$log" || { verdict=FAILED; failed=1; }
-  report+="Python ${pair%:*}, torch ${pair#*:}: $verdict, $(grep -E '[0-9]+ (passed|failed|error)' "$log" | tail -n 1)"$'\n'
+  report+="Python ${pair%:*}, torch ${pair#*:}: $verdict, $(grep -E '[0-9]+ (passed|failed|error)' "$log" | tail -n 1 || true)"$'\n'
 done
 printf '\n%s' "$report"
 exit "$failed"

@@ -135,7 +135,12 @@ def blocked(model, tmp_path):
     pipe, out = tmp_path / "pipe.jsonl", tmp_path / "out"
     os.mkfifo(pipe)
     arguments = ["--input", pipe, "--output-prefix", out / "c", "--tokenizer-model", model]
-    job = subprocess.Popen(command("preprocess_data", *arguments), stderr=subprocess.PIPE)
+    job = subprocess.Popen(
+        command("preprocess_data", *arguments),
+        stderr=subprocess.PIPE,
+        # a shell that starts the tests in the background has them ignore it
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     with pipe.open("w") as writer:
         writer.write(json.dumps({"text": "a document\n"}) + "\n")
         writer.flush()
