@@ -20,8 +20,8 @@ class Line:
     """One curve."""
 
     name: str
-    x: dict[str, list[float]]
-    """By axis, or under "" where there is one axis alone."""
+    x: dict[str, list[Any]]
+    """Numbers, or names of bars: by axis, or under "" where there is one axis alone."""
     y: list[float | None]
     colour: int = 0
     """Number of the palette's colour, or place on the ramp."""
@@ -61,7 +61,7 @@ class Panel:
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON."""
-        lines = [vars(line) for line in self.lines]
+        lines = [dict(vars(line)) for line in self.lines]
         return {**vars(self), "lines": lines, "marks": [vars(mark) for mark in self.marks]}
 
 
@@ -79,10 +79,10 @@ def thinned(run: RunData, values: Column, name: str, band: bool = False, **style
     """A column as a line of at most MOST points, each the mean of its neighbours; with ``band``
     their smallest and largest, too, so that no spike is lost."""
     count = len(values)
-    edges = np.unique(np.linspace(0, count, min(MOST, count) + 1).astype(int)) if count else []
-    starts = edges[:-1]
-    if not len(starts):
+    if not count:
         return Line(name, {axis: [] for axis in AXES}, [], **style)
+    edges = np.unique(np.linspace(0, count, min(MOST, count) + 1).astype(int))
+    starts = edges[:-1]
     sizes, known = np.diff(edges), np.isfinite(values)
     with np.errstate(invalid="ignore", divide="ignore"):
         sums = np.add.reduceat(np.where(known, values, 0.0), starts)

@@ -78,7 +78,8 @@ def time_lost(run: RunData) -> list[tuple[str, float]]:
         _add(found, f"waiting after {why}", after.started - before.ended)
         if after.resumed_at >= 0:
             _add(found, f"steps done again after {why}", typical * _lost(before, after))
-    whole = max(run.attempts[-1].ended, run.newest) - run.attempts[0].started
+    last = run.attempts[-1]
+    whole = (last.ended if last.reason else run.newest) - run.attempts[0].started
     _add(found, "evaluation, saves, other", whole - sum(found.values()))
     return list(found.items())
 

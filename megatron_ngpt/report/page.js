@@ -36,7 +36,7 @@
   function traces(panel) {
     const found = [];
     for (const line of panel.lines) {
-      const x = line.x[""] || line.x[axis], colour = colourOf(line);
+      const x = data.places[line.x["" in line.x ? "" : axis]], colour = colourOf(line);
       if (panel.bars) {
         found.push({ type: "bar", orientation: "h", y: x, x: line.y, name: line.name, marker: { color: colour } });
         continue;

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
+from typing import Any
 
 from megatron_ngpt.extras import require
 from megatron_ngpt.report.drawing import Section
@@ -38,9 +39,8 @@ def page(
         ModuleNotFoundError: plotly is missing.
     """
     plotly = require("plotly.offline", "report", "a report as HTML").get_plotlyjs()
-    panels = [panel.to_dict() for section in sections for panel in section.panels]
     # a text in it shall not end the script that it stands in
-    data = json.dumps({"panels": panels, "again": again}).replace("</", "<\\/")
+    data = json.dumps({**_drawn(sections), "again": again}).replace("</", "<\\/")
     title = ", ".join(run.name for run in runs)
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
@@ -60,6 +60,18 @@ def page(
         f"<script>{plotly}</script><script>{_read('page.js')}</script></body></html>",
     ]
     return "\n".join(parts)
+
+
+def _drawn(sections: Sequence[Section]) -> dict[str, Any]:
+    """Panels, whose lines name their places by number: most lines of a run share them."""
+    places: dict[str, int] = {}
+    panels = [panel.to_dict() for section in sections for panel in section.panels]
+    for panel in panels:
+        for line in panel["lines"]:
+            line["x"] = {
+                axis: places.setdefault(json.dumps(x), len(places)) for axis, x in line["x"].items()
+            }
+    return {"panels": panels, "places": [json.loads(text) for text in places]}
 
 
 def _read(name: str) -> str:

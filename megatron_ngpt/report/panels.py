@@ -41,12 +41,15 @@ def _loss(runs: Sequence[RunData]) -> Section:
     norm = Panel("grad_norm", "Gradient norm, before clipping", "", log=True)
     rate = Panel("lr", "Learning rate", "")
     for number, run in enumerate(runs):
-        style = {"colour": number}
-        training.lines.append(thinned(run, run.columns["loss"], run.name, band=True, **style))
+        training.lines.append(thinned(run, run.columns["loss"], run.name, band=True, colour=number))
         if np.isfinite(run.columns["valid_loss"]).any():
-            validation.lines.append(scattered(run, run.columns["valid_loss"], run.name, **style))
-        norm.lines.append(thinned(run, run.columns["grad_norm"], run.name, band=True, **style))
-        rate.lines.append(thinned(run, run.columns["lr"], run.name, **style))
+            validation.lines.append(
+                scattered(run, run.columns["valid_loss"], run.name, colour=number)
+            )
+        norm.lines.append(
+            thinned(run, run.columns["grad_norm"], run.name, band=True, colour=number)
+        )
+        rate.lines.append(thinned(run, run.columns["lr"], run.name, colour=number))
         for panel in (training, validation, norm, rate):
             panel.marks += marks(run, events(run))
     text = (
@@ -63,22 +66,22 @@ def _speed(runs: Sequence[RunData], speeds: Sequence[float], peak: float) -> Sec
     memory = Panel("memory", "Most memory of a rank", "GiB")
     lost = Panel("time", "What the time went into", "hours", x_title=" ", bars=True)
     for number, run in enumerate(runs):
-        style, took = {"colour": number}, run.columns["step_seconds"]
+        took = run.columns["step_seconds"]
         rate = run.columns["tokens_per_second"]
-        throughput.lines.append(thinned(run, rate, run.name, **style))
-        seconds.lines.append(thinned(run, took, run.name, band=True, **style))
+        throughput.lines.append(thinned(run, rate, run.name, colour=number))
+        seconds.lines.append(thinned(run, took, run.name, band=True, colour=number))
         if np.isfinite(speeds[number]):
             ranks = run.attempts[-1].ranks if run.attempts else 1
             unit_rate = peak * max(1, ranks) if peak else 1e12
             with np.errstate(divide="ignore"):
                 made = speeds[number] / unit_rate / took
-            flops.lines.append(thinned(run, made, run.name, **style))
-        if line := vital(run, "memory_bytes", run.name, **style):
+            flops.lines.append(thinned(run, made, run.name, colour=number))
+        if line := vital(run, "memory_bytes", run.name, colour=number):
             line.y = [None if v is None else round(v / 2**30, 3) for v in line.y]
             memory.lines.append(line)
         causes = time_lost(run)
-        hours = [round(s / 3600, 4) for _, s in causes]
-        lost.lines.append(Line(run.name, {"": [c for c, _ in causes]}, hours, **style))  # type: ignore[dict-item]
+        hours: list[float | None] = [round(s / 3600, 4) for _, s in causes]
+        lost.lines.append(Line(run.name, {"": [c for c, _ in causes]}, hours, colour=number))
         for panel in (throughput, seconds, flops, memory):
             panel.marks += marks(run, events(run))
     return Section("Speed", "", _drawn([throughput, seconds, flops, memory, lost]))
@@ -130,7 +133,7 @@ def _spectra(run: RunData, whose: str) -> Iterator[Section]:
             values = [max(1e-6, run.vitals[key].values[-1]) for key in keys]
             spread.lines.append(Line(table, at, [float(f"{v:.4g}") for v in values], colour))
     if drawn := _drawn([*panels, spread]):
-        text = "Figures 4 and 5 of the nGPT paper. Medians and quantiles at the steps at which they were taken."
+        text = "Figures 4 and 5 of the nGPT paper, at the steps at which they were taken."
         yield Section(f"Spectra{whose}", text, drawn)
 
 

@@ -13,10 +13,15 @@ from megatron_ngpt.report.events import corpus_tokens
 from megatron_ngpt.report.reading import Column, RunData, now
 
 Level = Literal["good", "note", "warn", "bad"]
-_ORDER = ("bad", "warn", "note", "good")
+_ORDER = ("bad", "warn", "good", "note")
 WINDOW = 100
 """Losses that a loss is measured by."""
 DEVIATIONS = 8.0
+_ENDED = {
+    "done": "Finished at",
+    "signal": "Stopped by a signal, saved at",
+    "walltime": "Stopped before its time limit, saved at",
+}
 SLOWER = 1.2
 
 
@@ -44,8 +49,8 @@ def verdict(run: RunData) -> list[Finding]:
 def _state(run: RunData) -> Iterator[Finding]:
     last = run.attempts[-1] if run.attempts else None
     step = int(run.columns["step"][-1]) if run.steps else 0
-    if last and last.reason in ("done", "signal", "walltime"):
-        yield Finding("note", f"Ended at step {step:,}: {last.reason}")
+    if last and last.reason in _ENDED:
+        yield Finding("note", f"{_ENDED[last.reason]} step {step:,}")
     elif last and last.reason:
         detail = f" ({last.detail})" if last.detail else ""
         yield Finding("bad", f"Not running: ended by {last.reason} at step {step:,}{detail}")
@@ -123,11 +128,13 @@ def _repeated(run: RunData) -> Iterator[Finding]:
     size, tokens = corpus_tokens(run), run.columns["tokens"]
     if size and run.steps and tokens[-1] > size:
         step = float(run.columns["step"][np.argmax(tokens > size)])
-        text = f"Data repeated since step {step:,.0f}: the corpora were read {tokens[-1] / size:.1f} times"
+        times = f"the corpora were read {tokens[-1] / size:.1f} times"
+        text = f"Data repeated since step {step:,.0f}: {times}"
         yield Finding("note", text, step)
     for entry in run.ledger:
         if entry.accepted:
-            text = f"Data repeated from step {entry.step:,} on: {', '.join(entry.accepted)} was changed"
+            names = ", ".join(entry.accepted)
+            text = f"Data repeated from step {entry.step:,} on: {names} was changed"
             yield Finding("warn", text, entry.step)
 
 

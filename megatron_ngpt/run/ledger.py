@@ -72,7 +72,7 @@ def read_ledger(run_dir: Path) -> list[Entry]:
     path, found = run_dir / FILE, []
     lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
     for line in lines:
-        with suppress(ValueError, TypeError):  # half a line of a killed process
+        with suppress(ValueError, TypeError, AttributeError):  # half a line of a killed process
             known = json.loads(line)
             found.append(Entry(**{k: v for k, v in known.items() if k in Entry.__annotations__}))
     return found
