@@ -3,7 +3,9 @@
     python tools/estimate.py --config F.yaml --gpus 64 --gpu-memory 80 [--section.field VALUE ...]
 
 Prints the degrees table of the configured topology on that many GPUs, then topologies that fit,
-best first, and why the first is. Exit code 1 when nothing fits, 2 for impossible settings.
+best first, and why the first is. Exit code 1 when nothing fits, 2 for impossible settings. With
+--failures-per-node-day and --step-seconds also the share of time that makes progress, and the
+checkpoint.every that makes it largest.
 """
 
 from __future__ import annotations
@@ -16,12 +18,19 @@ from typing import Any
 
 from megatron_ngpt.config import Config, parse_config
 from megatron_ngpt.console import tool
+from megatron_ngpt.estimate.goodput import Failures, best_interval, progress, told
 from megatron_ngpt.estimate.propose import USABLE, Choice, Machine, Proposal, propose
 from megatron_ngpt.estimate.table import GIB, degrees_table
 from megatron_ngpt.mesh.degrees import Degrees
 from megatron_ngpt.parallel.plan import check_topology
 
 LISTED = 8
+SLURM_WAIT = 120
+"""Seconds that SLURM keeps a requeued job back (docs/slurm.md)."""
+FAILURES = (
+    *("failures_per_node_day", "step_seconds", "queue_wait"),
+    *("start_seconds", "save_stall", "write_seconds"),
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -31,17 +40,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     machine = Machine(options.gpus, USABLE * options.gpu_memory * GIB, options.node)
     asked, refused = _asked(config, machine)
     choice = propose(config, machine)
+    failures = _failures(options)
     if options.json:
-        told = {
+        found = {
             "machine": asdict(machine),
             "asked": facts(asked, machine) if asked else None,
             "refused": refused,
             "proposals": [facts(proposal, machine) for proposal in choice.fitting],
             "reason": reason(choice, machine),
         }
-        print(json.dumps(told, indent=1))
+        if failures:
+            best = best_interval(failures, options.step_seconds)
+            share = progress(failures, best * options.step_seconds)
+            found["goodput"] = {**asdict(failures), "best_every": best, "progress": share}
+        print(json.dumps(found, indent=1))
     else:
         print("\n".join([*_about(asked, refused, machine), "", *_list(choice, machine)]))
+        if failures:
+            print(f"\n{told(failures, options.step_seconds, config.checkpoint.every)}")
     return 0 if choice.fitting else 1
 
 
@@ -54,10 +70,44 @@ def _options(argv: Sequence[str] | None) -> tuple[argparse.Namespace, list[str]]
     parser.add_argument("--gpu-memory", type=float, default=80, help="GiB of each")
     parser.add_argument("--node", type=int, default=8, help="GPUs of a node; tp stays inside one")
     parser.add_argument("--json", action="store_true", help="print JSON")
+    _add_failures(parser)
     options, rest = parser.parse_known_args(argv)
     if options.gpus < 1 or options.node < 1 or options.gpu_memory <= 0:
         parser.error("--gpus, --node and --gpu-memory must be positive")
+    if (options.failures_per_node_day is None) != (options.step_seconds is None):
+        parser.error("--failures-per-node-day and --step-seconds need each other")
+    for name in FAILURES:
+        if (getattr(options, name) or 0) < 0:
+            parser.error(f"--{name.replace('_', '-')} must not be negative")
+    if options.step_seconds == 0:
+        parser.error("--step-seconds must be positive")
     return options, rest
+
+
+def _add_failures(parser: argparse.ArgumentParser) -> None:
+    """Options of the goodput; all times as a person knows them."""
+    group = parser.add_argument_group("failures", "how much of a job's time makes progress")
+    add = group.add_argument
+    add("--failures-per-node-day", type=float, metavar="F", help="0.004 for Llama 3's 405B run")
+    add("--step-seconds", type=float, metavar="S", help="of one step, from metrics.jsonl")
+    add("--queue-wait", type=float, default=0.5, metavar="H", help="hours after a requeue [0.5]")
+    add("--start-seconds", type=float, default=120, help="from a job's start to a step [120]")
+    add("--save-stall", type=float, default=1, help="seconds a save stops training [1]")
+    add("--write-seconds", type=float, default=60, help="until a checkpoint is written [60]")
+
+
+def _failures(options: argparse.Namespace) -> Failures | None:
+    """What the options say of failures; None where they say nothing."""
+    if options.step_seconds is None:
+        return None
+    return Failures(
+        nodes=-(-options.gpus // options.node),
+        per_node_day=options.failures_per_node_day,
+        queue=SLURM_WAIT + 3600 * options.queue_wait,
+        start=options.start_seconds,
+        stall=options.save_stall,
+        write=options.write_seconds,
+    )
 
 
 def _asked(config: Config, machine: Machine) -> tuple[Proposal | None, str]:

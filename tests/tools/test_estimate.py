@@ -82,3 +82,35 @@ def test_an_impossible_configuration(capsys):
         tool("estimate").main([*CONFIG, "--gpus", "8", "--model.heads", "7"])
     assert ended.value.code == 2
     assert "model.heads = 7" in capsys.readouterr().err
+
+
+def test_goodput(estimate):
+    """By hand: 64 nodes at 0.15 a day fail every 9,000 s; of 32 min, 60 s to start and so on."""
+    words = ["--gpus", "64", "--node", "1", "--failures-per-node-day", "0.15", "--step-seconds", "2"]
+    code, told = estimate(*words, "--checkpoint.every", "300")
+    assert code == 0
+    assert "failures: one in 2.5 h of the job (64 nodes, 0.15 a node and day)" in told
+    assert "Each failure costs 32 min of waiting, 120 s to start" in told
+    shares = dict(re.findall(r"^ +([\d,]+) +[\d.]+ +([\d.]+)%", told, re.M))
+    best = re.search(r"^ +([\d,]+) .*best", told, re.M).group(1)
+    assert float(shares[best]) >= max(map(float, shares.values()))
+    # a failure loses 1,920 + 120 + 60 s and half of 601, and comes every 9,000 s of steps
+    assert float(shares["300"]) == pytest.approx(100 * 600 / 601 / (1 + 2400 / 9000), abs=1)
+    _, told = estimate(*words, "--json")
+    found = json.loads(told)["goodput"]
+    assert (found["nodes"], found["best_every"]) == (64, int(best.replace(",", "")))
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["--step-seconds", "2"], "--failures-per-node-day and --step-seconds need each other"),
+        (["--failures-per-node-day", "-1", "--step-seconds", "2"], "must not be negative"),
+        (["--failures-per-node-day", "1", "--step-seconds", "0"], "must be positive"),
+    ],
+)
+def test_goodput_of_nonsense_is_refused(estimate, capsys, words, problem):
+    with pytest.raises(SystemExit) as ended:
+        estimate("--gpus", "8", *words)
+    assert ended.value.code == 2
+    assert problem in capsys.readouterr().err
