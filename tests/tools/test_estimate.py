@@ -86,7 +86,8 @@ def test_an_impossible_configuration(capsys):
 
 def test_goodput(estimate):
     """By hand: 64 nodes at 0.15 a day fail every 9,000 s; of 32 min, 60 s to start and so on."""
-    words = ["--gpus", "64", "--node", "1", "--failures-per-node-day", "0.15", "--step-seconds", "2"]
+    words = ["--gpus", "64", "--node", "1", "--failures-per-node-day", "0.15"]
+    words += ["--step-seconds", "2"]
     code, told = estimate(*words, "--checkpoint.every", "300")
     assert code == 0
     assert "failures: one in 2.5 h of the job (64 nodes, 0.15 a node and day)" in told
