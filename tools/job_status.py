@@ -19,7 +19,15 @@ from pathlib import Path
 from textwrap import shorten
 
 from megatron_ngpt.console import tool
-from megatron_ngpt.run.attempts import Attempt, closed, newest, read_attempts, read_metrics
+from megatron_ngpt.run.attempts import (
+    VITALS,
+    Attempt,
+    closed,
+    newest,
+    read_attempts,
+    read_metrics,
+    read_records,
+)
 from megatron_ngpt.run.checkpoints import checkpoints
 from megatron_ngpt.run.claim import Claim, read
 from megatron_ngpt.run.owner import verdict
@@ -61,6 +69,8 @@ def status(run_dir: Path, attempts: Sequence[Attempt]) -> Iterator[str]:
     yield ""
     for before, after in pairwise(attempts):
         yield f"restart {before.number} -> {after.number}: {cost(before, after)}"
+    yield from _times(attempts)
+    yield from _slowest(run_dir)
     yield _goodput(attempts, records)
     for first, end, speed in _speeds(records):
         yield f"steps {first} to {end}: {speed:.2f} steps/s"
@@ -100,6 +110,29 @@ def cost(before: Attempt, after: Attempt) -> str:
 def steps_lost(before: Attempt, after: Attempt) -> int:
     """Steps of an attempt that the next one does again."""
     return max(before.step, 0) - after.resumed_at if after.resumed_at >= 0 else 0
+
+
+def _times(attempts: Sequence[Attempt]) -> Iterator[str]:
+    """How long starts and saves took, which wait for file systems and compilers."""
+    starts = [(a.first_step - a.started, a.number) for a in attempts if a.first_step]
+    if starts:
+        longest, number = max(starts)
+        others = f", longest {longest:.1f} s (attempt {number})" if starts[1:] else ""
+        yield f"from a start to its first step: {starts[-1][0]:.1f} s{others}"
+    if saves := sum(a.saves for a in attempts):
+        mean = sum(a.save_seconds for a in attempts) / saves
+        longest = max(a.longest_save for a in attempts)
+        yield f"{saves} checkpoints took {mean:.1f} s each, the longest {longest:.1f} s"
+
+
+def _slowest(run_dir: Path) -> Iterator[str]:
+    """The rank that the others wait for, as the newest record of the ranks' times has it."""
+    times = [one["rank_seconds"] for one in read_records(run_dir / VITALS) if "rank_seconds" in one]
+    if times and (found := times[-1].get("slowest")):
+        yield (
+            f"rank {found['rank']} costs {found['cost']:.0%} of each step: busy for "
+            f"{found['own']:.3g} s, others for {found['others']:.3g} s"
+        )
 
 
 def _goodput(attempts: Sequence[Attempt], records: Sequence[dict]) -> str:

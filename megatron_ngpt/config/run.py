@@ -225,6 +225,10 @@ class TrainConfig:
     spike_window: int = 100
     """Steps that spike_threshold measures by; until so many are done, nothing is a spike."""
 
+    check_bits: bool = True
+    """Whether each step looks for flipped bits in the weights that it normalises; one ends the run
+    with exit code 1 before it is saved."""
+
     check_every: int = 500
     """Steps between checks that replicated parameters are equal on all their ranks, and of how far
     unit vectors are from length 1; 0 means never."""

@@ -85,9 +85,8 @@ class Engine:
             lambda named: build_optimizer(named, self.table, config, mesh.device),
         )
         self.optimizer = zero.inner_optimizer(self.deepspeed)
-        self.masters = Masters(
-            self.deepspeed, mesh, self.table, self.shards, config.optim.angle_cap
-        )
+        limits = config.optim.angle_cap, config.train.check_bits
+        self.masters = Masters(self.deepspeed, mesh, self.table, self.shards, *limits)
         self.masters.initialise(config.train.seed)
         self.gate = Gate(self.optimizer, self._prepare)
         self.targets: int | Tensor = 0  # that counted in the last backward or evaluation

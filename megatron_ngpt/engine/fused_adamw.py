@@ -37,12 +37,21 @@ class Piece(NamedTuple):
     """Dimension of the piece along which its vectors lie; :data:`NONE` for none."""
     squares: Tensor | None
     """A sum for each vector, fp32, added to."""
+    bits: Tensor | None
+    """The same of the bits that the step finds, int32, for checksums."""
 
     @classmethod
-    def of(cls, values: Tensor, offset: int, norm_dim: int, squares: Tensor | None) -> Piece:
+    def of(
+        cls,
+        values: Tensor,
+        offset: int,
+        norm_dim: int,
+        squares: Tensor | None,
+        bits: Tensor | None = None,
+    ) -> Piece:
         """A view of one or two dimensions that begins at ``offset`` of its flat tensor."""
         rows, cols = values.shape if values.dim() == 2 else (1, len(values))
-        return cls(offset, rows, cols, values.stride(0), norm_dim, squares)
+        return cls(offset, rows, cols, values.stride(0), norm_dim, squares, bits)
 
 
 class _Rule(ctypes.Structure):
@@ -110,9 +119,8 @@ class FusedAdamW(Uncompiled):
         begins = [t.data_ptr() for t in laid_out]
         for piece in self.pieces.get(id(parameter)) or [_whole(parameter)]:
             at = [ctypes.c_void_p(begin + 4 * piece.offset) for begin in begins]
-            self.library.ngpt_adamw(
-                *at, *_shape(piece), _pointer(piece.squares), rule, _threads(piece)
-            )
+            sums = _pointer(piece.squares), _pointer(piece.bits)
+            self.library.ngpt_adamw(*at, *_shape(piece), *sums, rule, _threads(piece))
 
     def _rule(self, step: float, group: dict[str, Any]) -> Any:
         (first, second), lr = group["betas"], group["lr"]
@@ -129,17 +137,20 @@ class FusedAdamW(Uncompiled):
         )
 
 
-def scale_vectors(values: Tensor, norm_dim: int, factor: Tensor) -> None:
-    """Multiply every vector of a matrix on CPU by its factor in place, one pass."""
+def scale_vectors(
+    values: Tensor, norm_dim: int, factor: Tensor, bits: Tensor | None = None
+) -> None:
+    """Multiply every vector of a matrix on CPU by its factor in place, one pass; add the bits that
+    it has then to ``bits``, int32."""
     piece = Piece.of(values, 0, norm_dim, None)
-    at, factors = ctypes.c_void_p(values.data_ptr()), _pointer(factor)
-    load().ngpt_scale(at, *_shape(piece), factors, _threads(piece))
+    at, sums = ctypes.c_void_p(values.data_ptr()), (_pointer(factor), _pointer(bits))
+    load().ngpt_scale(at, *_shape(piece), *sums, _threads(piece))
 
 
 def _whole(parameter: Tensor) -> Piece:
     rows = parameter.shape[0] if parameter.dim() == 2 else 1
     cols = parameter.numel() // max(1, rows)
-    return Piece(0, rows, cols, cols, NONE, None)
+    return Piece(0, rows, cols, cols, NONE, None, None)
 
 
 def _shape(piece: Piece) -> tuple[Any, ...]:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from megatron_ngpt.engine import zero
 from megatron_ngpt.engine.angle import CappedProjection
+from megatron_ngpt.engine.checksums import Checksums
 from megatron_ngpt.engine.fragment import Fragment, Rectangle
 from megatron_ngpt.engine.fused_adamw import NONE, FusedAdamW, Piece
 from megatron_ngpt.engine.projection import Projection
@@ -31,6 +32,11 @@ class Masters:
         table: every parameter of the unsharded model.
         shards: the tensor-parallel piece of each.
         angle_cap: largest angle by which a step turns a vector; 0 means none.
+        check_bits: whether to look for flipped bits at each step.
+
+    Attributes:
+        flipped: vectors on this rank in which steps have found a flipped bit, with what they are of
+            (engine/checksums.py).
     """
 
     def __init__(
@@ -40,7 +46,9 @@ class Masters:
         table: Mapping[str, ParameterSpec],
         shards: Mapping[str, Shard],
         angle_cap: float = 0.0,
+        check_bits: bool = False,
     ) -> None:
+        self.flipped: list[str] = []
         self.deepspeed, self.mesh, self.table, self.shards = deepspeed, mesh, table, shards
         self.sharded = deepspeed.zero_optimization_stage() > 0
         self.fragments = zero.fragments(deepspeed, table, shards)
@@ -50,11 +58,16 @@ class Masters:
         self.projections = {n: make(fragments, group) for n, fragments in self._by_group().items()}
         self.numbers = {id(f.flat): f.group for f in self.fragments}
         optimizer = zero.inner_optimizer(deepspeed)
+        fused = isinstance(optimizer, FusedAdamW) and not angle_cap
+        for projection in self.projections.values():
+            projection.fused = fused
+        self.checksums = {p: Checksums(p) for p in self.projections.values() if check_bits}
         if angle_cap:
             optimizer.register_step_pre_hook(self._remember)
         elif isinstance(optimizer, FusedAdamW):
             optimizer.pieces = self._pieces()
             optimizer.register_step_pre_hook(self._expect_sums)
+        optimizer.register_step_pre_hook(self._expect_bits)
         # after the update of the masters and before any copy is made from them
         optimizer.register_step_post_hook(self._project)
 
@@ -73,15 +86,16 @@ class Masters:
         """What the optimizer goes through, and where it leaves sums of squares."""
         found: dict[int, list[Piece]] = {}
 
-        def add(flat: Tensor, values: Tensor, dim: int, squares: Tensor | None) -> None:
+        def add(flat: Tensor, values: Tensor, dim: int, *sums: Tensor | None) -> None:
             offset = int(values.storage_offset() - flat.storage_offset())
-            found.setdefault(id(flat), []).append(Piece.of(values, offset, dim, squares))
+            found.setdefault(id(flat), []).append(Piece.of(values, offset, dim, *sums))
 
         for projection in self.projections.values():
-            projection.fused = True
+            checks = self.checksums.get(projection)
             for flat, piece in zip(projection.flats, projection.pieces, strict=True):
                 values, dim, where = piece
-                add(flat, values, dim, projection.squares[where])
+                bits = checks.found[where] if checks else None
+                add(flat, values, dim, projection.squares[where], bits)
         for fragment in self.fragments:
             if fragment.spec.norm_dim is None:
                 for box in fragment.rectangles():
@@ -95,9 +109,25 @@ class Masters:
             projection.squares.zero_()
             projection.summed = whole
 
+    def _expect_bits(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        """Look for flipped bits before the step to come, or let it add them up."""
+        for projection in self._stepped(optimizer):
+            if checks := self.checksums.get(projection):
+                self.flipped += checks.begin(projection.fused and projection.summed)
+
     def _project(self, optimizer: torch.optim.Optimizer, *_: Any) -> None:
         for projection in self._stepped(optimizer):
+            checks = self.checksums.get(projection)
+            if checks:
+                self.flipped += checks.stepped()
             projection()
+            if checks:
+                checks.projected()
+
+    def look_for_flips(self) -> None:
+        """Note flipped bits now, without waiting for the next step."""
+        for checks in self.checksums.values():
+            self.flipped += checks.look()
 
     def _by_group(self) -> dict[int, list[Fragment]]:
         found: dict[int, list[Fragment]] = {}
@@ -132,6 +162,8 @@ class Masters:
 
     def changed(self) -> None:
         """Bring every copy in line after masters were written; collective."""
+        for checks in self.checksums.values():
+            checks.take()
         zero.refresh_copies(self.deepspeed)
 
     @torch.no_grad()

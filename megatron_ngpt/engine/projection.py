@@ -9,7 +9,9 @@ Source: arXiv 2410.01131, section 2.6, step 2.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Sequence
+from operator import itemgetter
 
 import torch
 import torch.distributed as dist
@@ -25,6 +27,7 @@ class Projection:
     Attributes set from outside:
         fused: whether C++ scales (engine/fused_adamw.py).
         summed: whether the optimizer has just left its sums in ``squares``.
+        bits: where C++ adds up the bits of every vector as it scales, None for nowhere.
 
     Args:
         fragments: this rank's fragments of the same parameters on every rank, in the same order;
@@ -38,6 +41,8 @@ class Projection:
         self.flats: list[Tensor] = []  # of each piece, the flat parameter that it is a view of
         self.fused = False
         self.summed = False
+        self.bits: Tensor | None = None
+        self.owners: list[tuple[int, Fragment]] = []  # from which vector on, whose they are
         self.padding: list[slice] = []
         self.vectors, self.slack = 0, 0.0
         for fragment in fragments:
@@ -62,6 +67,7 @@ class Projection:
                 self.pieces.append((piece, norm_dim, slice(first, first + box.sizes[axis])))
                 self.flats.append(fragment.flat)
         for _ in range(spec.groups):
+            self.owners.append((self.vectors, fragment))
             real = self.vectors + fragment.shard.real[axis]
             self.vectors += count
             self.padding.append(slice(real, self.vectors))
@@ -74,6 +80,13 @@ class Projection:
     def alike(self) -> None:
         """The same with sums in fp64, whose rounding does not tell how the vectors were cut."""
         self._scale(self.squares.double())
+
+    def named(self, vector: int) -> str:
+        """Which row or column of which unsharded parameter a vector, or a group of it, is."""
+        first, fragment = self.owners[bisect_right(self.owners, vector, key=itemgetter(0)) - 1]
+        axis = 1 - (fragment.spec.norm_dim or 0)
+        number = vector - first + fragment.shard.origin[axis]
+        return f"{fragment.spec.name}, {('row', 'column')[axis]} {number}"
 
     @torch.no_grad()
     def error(self) -> Tensor:
@@ -113,6 +126,7 @@ class Projection:
         factor = factor.float()
         for values, dim, where in self.pieces:
             if self.fused:
-                scale_vectors(values, dim, factor[where])
+                bits = None if self.bits is None else self.bits[where]
+                scale_vectors(values, dim, factor[where], bits)
             else:
                 values.mul_(factor[where].unsqueeze(dim))

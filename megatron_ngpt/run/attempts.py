@@ -22,6 +22,7 @@ from megatron_ngpt.run.owner import Owner
 
 FILE = "attempts.jsonl"
 METRICS = "metrics.jsonl"
+VITALS = "vitals.jsonl"
 TROUBLE = "trouble"
 """Folder of the stacks and tracebacks of the attempt that runs."""
 
@@ -53,6 +54,13 @@ class Attempt:
     """Steps done when it ended."""
     saved: int = 0
     """Step of the newest checkpoint when it ended."""
+    saves: int = 0
+    """Checkpoints that it has finished."""
+    save_seconds: float = 0.0
+    """From the beginning of a save until it counted, all of them together; in the background as a
+    rule."""
+    longest_save: float = 0.0
+    """The same of the longest one."""
     faults: int = 0
     """Steps of the run so far that were refused, as faults.jsonl tells."""
     undone: int = 0
@@ -133,7 +141,11 @@ def newest(attempt: Attempt) -> int:
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     """Every record of a run's ``metrics.jsonl``."""
-    path = run_dir / METRICS
+    return read_records(run_dir / METRICS)
+
+
+def read_records(path: Path) -> list[dict[str, Any]]:
+    """Every whole line of a file of records; none where there is no such file."""
     lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
     found = []
     for line in lines:

@@ -13,3 +13,7 @@ class ReplicasDiffer(RunFailed):
 
 class SaveFailed(RunFailed):
     """A checkpoint could not be written; the message says on which rank and why."""
+
+
+class BitsFlipped(RunFailed):
+    """Memory has changed weights between two steps; the message says which, and whose memory."""

@@ -77,6 +77,11 @@ def record(run_dir: Path, fault: Fault) -> None:
         os.fsync(stream.fileno())
 
 
+def number_of(value: float) -> float | None:
+    """JSON has none but finite ones."""
+    return value if math.isfinite(value) else None
+
+
 def merged(ranges: Iterable[tuple[int, int]]) -> Ranges:
     """The same numbers in as few ranges as there can be, ascending."""
     found: list[tuple[int, int]] = []

@@ -11,13 +11,10 @@ from types import TracebackType
 from typing import Any
 
 from megatron_ngpt.config import Config, save_config
+from megatron_ngpt.run.attempts import METRICS, VITALS
 from megatron_ngpt.run.lines import LineFile
 from megatron_ngpt.run.progress import Record, shown, steady
 from megatron_ngpt.run.sinks import Sink, check_sinks, flat, open_sinks
-
-METRICS = "metrics.jsonl"
-VITALS = "vitals.jsonl"
-"""What the model shows, every few steps (docs/run_folder.md)."""
 
 
 def check_outputs(config: Config) -> None:

@@ -1,6 +1,6 @@
 """What a run does about a step that cannot be trusted: all ranks agree, rank 0 writes it down.
 
-Costs one all-reduce of 4 bytes a step. What is gathered of a fault, only where there is one.
+Costs one all-reduce of 8 bytes a step. What is gathered of a fault, only where there is one.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import torch.distributed as dist
 
 from megatron_ngpt.config import Config
@@ -28,10 +27,12 @@ from megatron_ngpt.run.faults import (
     Spikes,
     goes_on_at,
     left_out,
+    number_of,
     read_faults,
     recent,
     record,
 )
+from megatron_ngpt.train.flips import Flips, anywhere
 from megatron_ngpt.train.watch import Watch
 
 _ELSEWHERE = "found by another rank"
@@ -55,6 +56,7 @@ class Faults:
         if watch.faults is None:
             watch.faults = _known(self.run_dir)
         self.all = watch.faults
+        self.flips = Flips(engine, watch, self._account)
         self.spikes = Spikes(self.train.spike_threshold, self.train.spike_window, progress.losses)
 
     def left_out(self, progress: Progress) -> Ranges:
@@ -68,13 +70,18 @@ class Faults:
         )
 
     def judge(self, loss: float, grad_norm: float) -> str:
-        """What is wrong with a step; collective: wrong for one rank is wrong for all."""
+        """What is wrong with a step; collective: wrong for one rank is wrong for all.
+
+        Raises:
+            BitsFlipped: on every rank, when the step before has found a flipped bit on any.
+        """
         mine = self.spikes.problem(loss)
         if not mine and not math.isfinite(grad_norm):
             mine = f"grad_norm is {grad_norm}"
-        worst = torch.tensor(float(bool(mine)), device=self.engine.mesh.device)
-        dist.all_reduce(worst, op=dist.ReduceOp.MAX)
-        return (mine or _ELSEWHERE) if float(worst) else ""
+        bad, flipped = anywhere(self.engine, bool(mine), self.flips.found)
+        if flipped:
+            raise self.flips.told(loss, grad_norm)
+        return (mine or _ELSEWHERE) if bad else ""
 
     def done(self, progress: Progress, loss: float) -> Progress:
         """A step was done with this loss: what of it the next checkpoint has to know."""
@@ -91,6 +98,7 @@ class Faults:
             step: its number.
             samples: numbers of its batch in the stream.
         """
+        self.flips.look(result.loss, result.grad_norm)  # which may be why
         theirs: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(theirs, self._seen_here(result.problem, samples))
         micro = [found for rank in theirs for found in rank["micro_batches"]]
@@ -105,8 +113,8 @@ class Faults:
             ranks=tuple(number for number, rank in enumerate(theirs) if rank["bad"]),
             micro_batches=tuple(bad or worst),
             parameters=tuple(sorted({name for rank in theirs for name in rank["parameters"]})),
-            loss=_number(result.loss),
-            grad_norm=_number(result.grad_norm),
+            loss=number_of(result.loss),
+            grad_norm=number_of(result.grad_norm),
             attempt=self.watch.attempt.number if self.watch.attempt else 0,
             time=time.time(),
         )
@@ -157,7 +165,7 @@ class Faults:
     def _seen_here(self, problem: str, samples: np.ndarray) -> dict[str, Any]:
         """What this rank knows of a refused step, beyond what all do."""
         mesh, size = self.engine.mesh, self.train.micro_batch
-        losses = [_number(float(loss)) for loss in self.engine.losses]
+        losses = [number_of(float(loss)) for loss in self.engine.losses]
         mine = samples.reshape(mesh.degrees.dp, -1, size)[mesh.index("dp")].tolist()
         micro = [
             {"rank": mesh.rank, "samples": [rows[0], rows[-1] + 1], "loss": loss}
@@ -198,11 +206,6 @@ def _stage_begins(config: Config, tokens: int) -> bool:
     unit = config.data.shuffle_unit or config.data.seq_len
     batch = range(tokens, tokens + config.train.global_batch * config.data.seq_len)
     return any(-(-stage.tokens // unit) * unit in batch for stage in config.data.stages)
-
-
-def _number(value: float) -> float | None:
-    """JSON has no others."""
-    return value if math.isfinite(value) else None
 
 
 def _known(run_dir: Path) -> list[Fault]:

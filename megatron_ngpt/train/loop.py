@@ -22,6 +22,7 @@ from megatron_ngpt.run.faults import Fault
 from megatron_ngpt.run.metrics import RunLog
 from megatron_ngpt.train.checks import check
 from megatron_ngpt.train.faults import Faults
+from megatron_ngpt.train.ranks import Ranks
 from megatron_ngpt.train.watch import Interrupted, Watch
 
 
@@ -39,6 +40,7 @@ def train(
     also where to go on with a new engine, after a rollback.
 
     Raises:
+        BitsFlipped: memory has changed weights between two steps (train.check_bits).
         DamagedCheckpoint: the newest whole checkpoint is of another phase than the engine.
         FloatingPointError: of a loss or a gradient that is no longer finite, or a spike, when
             train.on_fault stops the run or its limit is reached.
@@ -61,6 +63,7 @@ def train(
     saved, last = progress.step, _last(config, now, goal, progress)
     device, record = engine.mesh.device, dict(progress.record)
     loader, telling = _loader(plan, engine, stages, progress), config.logging
+    ranks = Ranks(engine, telling.vitals_every)
     vitals = Vitals(engine, telling.vitals_every, telling.spectra_every, last)
     log = RunLog(
         config,
@@ -78,7 +81,7 @@ def train(
             if not record:
                 vitals.expect(progress.step + 1)
                 samples = loader.numbers(progress.tokens // now.data.seq_len)
-                after, record, result = _step(now, engine, loader, progress, faults)
+                after, record, result = _step(now, engine, loader, progress, faults, ranks)
                 if result.problem:
                     fault = faults.found(result, after.step, samples)
                     if fault.action == "skip":
@@ -91,7 +94,9 @@ def train(
                     last = _last(config, now, goal, after)
                 progress = faults.done(after, result.loss)
                 watch.stepped()
-                log.vitals(progress.step, vitals.taken(progress.step, record["grad_norm"]))
+                shown = vitals.taken(progress.step, record["grad_norm"])
+                times = ranks.taken(record["step_seconds"], record.pop("data_seconds"))
+                log.vitals(progress.step, shown | times)
                 if config.train.check_every and progress.step % config.train.check_every == 0:
                     record |= check(engine)
             if valid and _due(progress.step, config.eval.every, last):
@@ -104,10 +109,12 @@ def train(
             record, progress = {}, replace(progress, record={})
             if _due(progress.step, config.checkpoint.every or last, last) and progress.step > saved:
                 watch.beat(progress.step, "checkpoint")
+                faults.flips.look()
                 checkpointer.save(progress)
                 saved = progress.step
     watch.beat(progress.step, "last checkpoint")
     if progress.step > saved:
+        faults.flips.look()
         checkpointer.save(progress)
     checkpointer.close()
     if last == goal or watch.reason:
@@ -158,13 +165,20 @@ def _fall_back(faults: Faults, fault: Fault, checkpointer: Checkpointer) -> Prog
 
 
 def _step(
-    config: Config, engine: Engine, loader: Loader, progress: Progress, faults: Faults
+    config: Config,
+    engine: Engine,
+    loader: Loader,
+    progress: Progress,
+    faults: Faults,
+    ranks: Ranks,
 ) -> tuple[Progress, dict[str, float], StepResult]:
     """One step: how far the run is after it, and its metrics."""
     started = time.perf_counter()
     batch, consumed = next(loader)
+    data_seconds = time.perf_counter() - started
     lr = learning_rate(config, progress.step)
-    result = engine.train_step(*_to_device(batch, engine), lr, faults.judge)
+    with ranks.around(progress.step + 1):
+        result = engine.train_step(*_to_device(batch, engine), lr, faults.judge)
     seconds = time.perf_counter() - started
     step_tokens = config.train.global_batch * config.data.seq_len
     progress = replace(progress, step=progress.step + 1, tokens=consumed * config.data.seq_len)
@@ -178,6 +192,7 @@ def _step(
         "tokens": progress.tokens,
         "tokens_per_second": step_tokens / seconds,
         "step_seconds": seconds,
+        "data_seconds": data_seconds,
     }
     return progress, record | targets | faults.counted(), result
 

@@ -45,6 +45,9 @@ class Watch:
     entry: Entry | None = None
     """Of the ledger, still to be written; on rank 0."""
 
+    saves: list[float] = field(default_factory=list)
+    """How long each took, in seconds; on rank 0."""
+
     faults: list[Fault] | None = None
     """Of the run so far; None until they were read."""
 
@@ -74,9 +77,11 @@ class Watch:
         if self.owner:
             self.owner.check()
 
-    def saved(self, step: int) -> None:
-        """A checkpoint counts from now on; from the thread that writes it."""
-        self._note(saved=step)
+    def saved(self, step: int, seconds: float) -> None:
+        """A checkpoint counts from now on, begun so long ago; from the thread that writes it."""
+        self.saves.append(round(seconds, 3))
+        times = {"save_seconds": sum(self.saves), "longest_save": max(self.saves)}
+        self._note(saved=step, saves=len(self.saves), **times)
 
     def ends(self, step: int, doing: str, device: torch.device) -> bool:
         """Whether all ranks end here, before ``doing`` what is next; collective."""

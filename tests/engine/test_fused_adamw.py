@@ -49,11 +49,14 @@ def test_steps_and_sums_are_those_of_fp64(shape, dim):
     gradients[0][0] = 0  # an average of nothing
     parameter, optimizer = fused(start, 0.1)
     squares = torch.zeros(shape[1 - dim])
-    optimizer.pieces = {id(parameter): [Piece.of(parameter.data, 0, dim, squares)]}
+    bits = torch.zeros(shape[1 - dim], dtype=torch.int32)
+    optimizer.pieces = {id(parameter): [Piece.of(parameter.data, 0, dim, squares, bits)]}
     for gradient in gradients:
         squares.zero_()
+        bits.copy_(-bits_of(parameter.data, dim))
         parameter.grad, optimizer.scale = gradient, 0.5
         optimizer.step()
+        assert not bits.any(), "those that the step has found"
     expected, state = reference(start, gradients, 0.1, 0.5)
     torch.testing.assert_close(parameter.detach().double(), expected, rtol=1e-6, atol=1e-6)
     ours = optimizer.state[parameter]
@@ -64,6 +67,14 @@ def test_steps_and_sums_are_those_of_fp64(shape, dim):
     exact = parameter.detach().double().square().sum(dim)
     torch.testing.assert_close(squares.double(), exact, rtol=3e-7, atol=0)
     assert optimizer.scale == 1.0
+    scale_vectors(parameter.data, dim, squares.rsqrt(), bits)
+    assert torch.equal(bits, bits_of(parameter.data, dim)), "those that scaling has left"
+
+
+def bits_of(values, dim):
+    """Sums modulo 2^32, as the numbers that int32 has for them."""
+    sums = values.numpy().view("uint32").astype(object).sum(dim)
+    return torch.tensor([(int(n) + 2**31) % 2**32 - 2**31 for n in sums], dtype=torch.int32)
 
 
 @pytest.mark.parametrize("dim", [0, 1])

@@ -30,10 +30,18 @@ def run_with_a_killed_attempt(folder) -> None:
 
 def test_a_run_at_a_glance(tmp_path, capsys):
     run_with_a_killed_attempt(tmp_path)
+    add(tmp_path, 1, started=970.0, saves=1, save_seconds=2.0, longest_save=2.0)
+    add(tmp_path, 2, started=2001.0, saves=3, save_seconds=4.0, longest_save=2.5)
     add(tmp_path, 2, reason="done", step=100, saved=100, ended=2100.0)
+    slow = {"rank": 3, "cost": 0.14, "own": 0.81, "others": 0.61}
+    records = [{"step": 90, "rank_seconds": {"slowest": slow}}, {"step": 100, "scales": {}}]
+    (tmp_path / "vitals.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records))
     assert tool("job_status").main([str(tmp_path)]) == 0
     out = capsys.readouterr().out
     lines = out.splitlines()
+    assert "rank 3 costs 14% of each step: busy for 0.81 s, others for 0.61 s" in lines
+    assert "from a start to its first step: 11.5 s, longest 30.0 s (attempt 1)" in lines
+    assert "4 checkpoints took 1.5 s each, the longest 2.5 s" in lines
     assert lines[1].split()[3:] == ["12", "n[1-2]", "16", "0", "to", "47", "killed"]
     assert lines[2].split()[3:] == ["12", "n[1-2]", "16", "40", "to", "100", "done"]
     assert "restart 1 -> 2: killed, 7 steps lost, 12.5 s to the next step" in lines

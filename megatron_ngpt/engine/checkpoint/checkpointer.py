@@ -71,7 +71,8 @@ class Checkpointer:
         engine: whose state it is.
         guard: called before each change of the folder on rank 0; raises when it is no longer
             this run's.
-        published: told each step whose checkpoint counts from now on, on rank 0.
+        published: told each step whose checkpoint counts from now on, and the seconds since its
+            save began, on rank 0.
     """
 
     def __init__(
@@ -79,7 +80,7 @@ class Checkpointer:
         config: Config,
         engine: Engine,
         guard: Callable[[], None] = lambda: None,
-        published: Callable[[int], None] = lambda _: None,
+        published: Callable[[int, float], None] = lambda *_: None,
     ) -> None:
         self.config, self.engine = config, engine
         self.guard, self.published = guard, published
@@ -106,9 +107,10 @@ class Checkpointer:
             SaveFailed: that one failed, or this one when it is not in the background.
         """
         self.wait()
+        began = time.monotonic()
         state = engine_boxes(self.engine) | rng_boxes(self.rank, self.world_size)
         self.staged = copies(state, self.staged)
-        self.pending = self.thread.submit(self._write, self.staged, progress)
+        self.pending = self.thread.submit(self._write, self.staged, progress, began)
         if not self.config.checkpoint.asynchronous:
             self.wait()
 
@@ -127,7 +129,7 @@ class Checkpointer:
         self.wait()
         self.thread.shutdown()
 
-    def _write(self, state: dict[str, Boxes], progress: Progress) -> None:
+    def _write(self, state: dict[str, Boxes], progress: Progress, began: float) -> None:
         # 1.5 s of CPU time, after which the first step need not come
         import torch.distributed.checkpoint as dcp
 
@@ -137,7 +139,7 @@ class Checkpointer:
         writer = Writer(
             self.rank,
             begin=lambda: self._begin(progress),
-            whole=lambda temporary: self._publish(temporary, progress.step),
+            whole=lambda temporary: self._publish(temporary, progress.step, began),
         )
         try:
             dcp.save(
@@ -157,10 +159,10 @@ class Checkpointer:
         write_durably(temporary / STATE, json.dumps(self._facts(progress), indent=1))
         return temporary
 
-    def _publish(self, temporary: Path, step: int) -> None:
+    def _publish(self, temporary: Path, step: int, began: float) -> None:
         self.guard()
         publish(temporary, self.config.checkpoint.keep)
-        self.published(step)
+        self.published(step, time.monotonic() - began)
 
     def _facts(self, progress: Progress) -> dict:
         degrees = dict(zip(AXES, self.engine.mesh.degrees.shape, strict=True))
