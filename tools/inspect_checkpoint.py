@@ -9,7 +9,6 @@ code 0 when it is whole, 1 when it is damaged, 2 when there is none that this ve
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterator, Sequence
 from datetime import datetime
@@ -24,6 +23,7 @@ from megatron_ngpt.engine.checkpoint.index import (
     check_files,
     read_index,
 )
+from megatron_ngpt.plain_json import parse_object
 from megatron_ngpt.run.checkpoints import STATE, find_checkpoint, read_progress
 from megatron_ngpt.run.durable import DamagedCheckpoint
 
@@ -89,12 +89,12 @@ def describe(checkpoint: Path, content: dict) -> Iterator[str]:
 def _state(checkpoint: Path) -> Iterator[str]:
     """What ``state.json`` says; nothing when it cannot be read, which :func:`damage` tells."""
     try:
-        state = json.loads((checkpoint / STATE).read_text(encoding="utf-8"))
+        state = parse_object((checkpoint / STATE).read_text(encoding="utf-8"))
         saved = datetime.fromtimestamp(state["saved_at"]).isoformat(" ", "seconds")
         yield f"step        {state['step']}, {state['tokens']:,} tokens, saved {saved}"
         topology = ", ".join(f"{name} {value}" for name, value in state["topology"].items())
         yield f"topology    {topology}"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError):
         return
 
 

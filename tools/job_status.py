@@ -137,7 +137,7 @@ def _slowest(run_dir: Path) -> Iterator[str]:
 
 def _goodput(attempts: Sequence[Attempt], records: Sequence[dict]) -> str:
     """How much of the time since the first start went into steps that count."""
-    trained = sum(record["step_seconds"] for record in records)
+    trained = sum(record.get("step_seconds", 0.0) for record in records)
     seconds = max(attempts[-1].ended - attempts[0].started, trained, 1e-9)
     last = attempts[-1]
     lost = sum(steps_lost(*pair) for pair in pairwise(attempts)) + max(0, last.step - last.saved)
@@ -153,8 +153,8 @@ def _speeds(records: Sequence[dict], parts: int = 5) -> Iterator[tuple[int, int,
     size = -(-len(records) // parts) or 1
     for at in range(0, len(records), size):
         part = records[at : at + size]
-        seconds = sum(record["step_seconds"] for record in part)
-        yield part[0]["step"], part[-1]["step"], len(part) / seconds
+        seconds = sum(record.get("step_seconds", 0.0) for record in part)
+        yield part[0]["step"], part[-1]["step"], len(part) / max(seconds, 1e-9)
 
 
 def _checkpoint(last: Attempt) -> str:

@@ -8,6 +8,8 @@ from typing import Any
 import yaml
 
 _INT, _FLOAT = "tag:yaml.org,2002:int", "tag:yaml.org,2002:float"
+_DEEPEST, _MOST = 60, 100_000
+"""Nested values, and values in all, that a file may hold."""
 _MERGE, _DATE = "tag:yaml.org,2002:merge", "tag:yaml.org,2002:timestamp"
 
 
@@ -66,11 +68,46 @@ def parsed(text: str) -> Any:
         ValueError: it is no YAML, or not clear.
     """
     try:
+        _check_size(text)
         return yaml.load(text, _Loader)  # a SafeLoader
     except yaml.YAMLError as err:
         mark = getattr(err, "problem_mark", None)
         where = f"line {mark.line + 1}: " if mark else ""
         raise ValueError(f"{where}parsing failed: {getattr(err, 'problem', None) or err}") from err
+
+
+def _check_size(text: str) -> None:
+    """Refuse what is deep, refers to itself, or would be vast once all its aliases are written out.
+
+    Event after event, which needs no recursion: a few lines of aliases of aliases may stand for
+    more values than there is memory, and PyYAML's composer in C does not look at its stack.
+    """
+    sizes: dict[str, int] = {}
+    opened: list[tuple[str, int]] = [("", 0)]  # anchor and values so far of what is not yet closed
+    for event in yaml.parse(text, _Loader):
+        anchor, size = getattr(event, "anchor", None) or "", 1
+        if isinstance(event, yaml.CollectionStartEvent):
+            opened.append((anchor, 1))
+            if len(opened) > _DEEPEST:
+                raise ValueError(f"{_where(event)}nested too deep")
+            continue
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, size = opened.pop()
+        elif isinstance(event, yaml.AliasEvent):
+            anchor, size = "", sizes.get(anchor, 1)
+            if any(name == event.anchor for name, _ in opened):
+                raise ValueError(f"{_where(event)}*{event.anchor} is part of what it stands for")
+        elif not isinstance(event, yaml.ScalarEvent):
+            continue
+        if anchor:
+            sizes[anchor] = size
+        opened[-1] = (opened[-1][0], opened[-1][1] + size)
+        if opened[-1][1] > _MOST:
+            raise ValueError(f"{_where(event)}over {_MOST:,} values, all aliases written out")
+
+
+def _where(event: Any) -> str:
+    return f"line {event.start_mark.line + 1}: "
 
 
 class _Dumper(yaml.SafeDumper):

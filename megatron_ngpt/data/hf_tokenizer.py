@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from megatron_ngpt.extras import require
+from megatron_ngpt.plain_json import parse_object
 
 # Asked for where no tokenizer_config.json names the token.
 _END_TOKENS = ("</s>", "<|endoftext|>", "<|end_of_text|>", "<eos>")
@@ -96,7 +97,14 @@ class HFTokenizer:
     def _end_id(self) -> int | None:
         config = self.path.with_name("tokenizer_config.json")
         names: Sequence[str] = _END_TOKENS
-        if config.is_file() and (named := json.loads(config.read_text()).get("eos_token")):
-            names = [named["content"] if isinstance(named, dict) else named]
+        if config.is_file():
+            try:
+                named = parse_object(config.read_bytes()).get("eos_token")
+            except ValueError as err:
+                raise ValueError(f"{config}: {err}") from err
+            named = named.get("content") if isinstance(named, dict) else named
+            if named and not isinstance(named, str):
+                raise ValueError(f"{config}: eos_token is {named!r}, no token's text")
+            names = [named] if named else names
         ids = (self.library.token_to_id(name) for name in names)
         return next((i for i in ids if i is not None), None)

@@ -13,6 +13,7 @@ from typing import IO, Any
 
 from megatron_ngpt.data.indexed.reader import largest_of
 from megatron_ngpt.data.known import Dataset
+from megatron_ngpt.plain_json import parse_object
 
 _BLOCK = 1 << 24
 _TOLD = 1 << 32
@@ -36,7 +37,7 @@ def largest_id(dataset: Dataset, cache_dir: str = "") -> int:
         except OSError:  # a file system without locks: read it as often as there are processes
             return _read(dataset)
         known = _known(file)
-        if known.get("version") == version:
+        if known.get("version") == version and type(known.get("largest_id")) is int:
             return int(known["largest_id"])
         found = _read(dataset)
         file.seek(0)
@@ -59,10 +60,9 @@ def _open(prefix: str, cache_dir: str) -> IO[str]:
 def _known(file: IO[str]) -> dict[str, Any]:
     file.seek(0)
     try:
-        found = json.load(file)
+        return parse_object(file.read())
     except ValueError:  # empty, or its writer was killed
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _read(dataset: Dataset) -> int:

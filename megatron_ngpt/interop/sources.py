@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pickle
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +17,7 @@ from torch import Tensor
 from megatron_ngpt.config import ModelConfig
 from megatron_ngpt.interop import hf, hf_config, ngpt_pytorch, nvidia
 from megatron_ngpt.model.spec import parameter_table
+from megatron_ngpt.plain_json import parse_object
 
 
 @dataclass(frozen=True)
@@ -69,14 +69,14 @@ def open_source(path: Path, arguments: Mapping[str, Any] | None = None) -> Sourc
 
 def _hugging_face(folder: Path) -> Source:
     try:
-        published = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        published = parse_object((folder / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as err:
         raise ValueError(f"{folder} is no Hugging Face model: config.json: {err}") from err
     if published.get("model_type") != "ngpt":
         raise ValueError(
             f"{folder}/config.json has model_type = {published.get('model_type')}, not ngpt"
         )
-    model = hf_config.model_config(published)
+    model = _their_model(folder, published)
     places: dict[str, tuple[Path, str]] = {}
     shapes: dict[str, list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
@@ -96,6 +96,16 @@ def _hugging_face(folder: Path) -> Source:
     return Source("Hugging Face NGPT", model, load, seq_len=length)
 
 
+def _their_model(folder: Path, published: dict[str, Any]) -> ModelConfig:
+    layers = published.get("num_hidden_layers")
+    if type(layers) is not int or not 0 < layers <= _MOST_LAYERS:
+        raise ValueError(f"{folder}/config.json: num_hidden_layers = {layers!r}")
+    try:
+        return hf_config.model_config(published)
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as err:
+        raise ValueError(f"{folder}/config.json is no NGPT model's: {err!r}") from err
+
+
 def _opened(path: Path) -> safe_open:
     try:
         return safe_open(path, "pt")
@@ -103,6 +113,8 @@ def _opened(path: Path) -> safe_open:
         raise ValueError(f"{path} cannot be read: {err}") from err
 
 
+_MOST_LAYERS = 10_000
+"""Of a model that is believed; each has a row of parameters made for it."""
 _ROTARY = (
     "NVIDIA/ngpt's own rotary embedding is no rotation (its issue 10): a model trained with it "
     "unchanged computes something else here; one trained with the interleaved rotation does not"

@@ -18,6 +18,7 @@ from typing import Any
 
 from megatron_ngpt.console import say
 from megatron_ngpt.run.checkpoints import checkpoints, step_of
+from megatron_ngpt.run.facts import is_a, json_lines, usable
 from megatron_ngpt.run.owner import Owner
 
 FILE = "attempts.jsonl"
@@ -76,17 +77,11 @@ class Attempt:
 def read_attempts(run_dir: Path) -> list[Attempt]:
     """All attempts of a run, oldest first; none when it has no such file."""
     found: dict[int, dict[str, Any]] = {}
-    path = run_dir / FILE
-    text = path.read_text(encoding="utf-8") if path.exists() else ""
-    for line in text.splitlines():
-        with suppress(ValueError, KeyError, TypeError):  # half a line of a killed process
-            facts = json.loads(line)
+    for line in json_lines(run_dir / FILE):
+        facts = usable(Attempt, line)
+        if "number" in facts:
             found.setdefault(facts["number"], {}).update(facts)
-    fields = Attempt.__annotations__  # a later version may have more
-    return [
-        Attempt(**{name: fact for name, fact in facts.items() if name in fields})
-        for _, facts in sorted(found.items())
-    ]
+    return [Attempt(**facts) for _, facts in sorted(found.items())]
 
 
 def add(run_dir: Path, number: int, **facts: Any) -> None:
@@ -141,17 +136,18 @@ def newest(attempt: Attempt) -> int:
 
 def read_metrics(run_dir: Path) -> list[dict[str, float]]:
     """Every record of a run's ``metrics.jsonl``."""
-    return read_records(run_dir / METRICS)
+    return [record for record in read_records(run_dir / METRICS) if _is_record(record)]
 
 
 def read_records(path: Path) -> list[dict[str, Any]]:
     """Every whole line of a file of records; none where there is no such file."""
-    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
-    found = []
-    for line in lines:
-        with suppress(ValueError):  # half a line of a killed process
-            found.append(json.loads(line))
-    return found
+    return list(json_lines(path))
+
+
+def _is_record(record: dict[str, Any]) -> bool:
+    """Whether an object is a step's: what is reckoned with are numbers."""
+    numbers = [record[name] for name in ("tokens", "step_seconds") if name in record]
+    return is_a("int", record.get("step")) and all(is_a("float", number) for number in numbers)
 
 
 def _cause(trouble: Path) -> tuple[str, str]:

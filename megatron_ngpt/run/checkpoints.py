@@ -6,19 +6,21 @@ loses it by one rename before it is deleted: a folder ``step_...`` is never half
 
 from __future__ import annotations
 
-import json
+import re
 import shutil
 import uuid
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from megatron_ngpt.plain_json import parse_object
 from megatron_ngpt.run.durable import (
     INDEX,
     DamagedCheckpoint,
     sync_folder,
     write_durably,
 )
+from megatron_ngpt.run.facts import is_a
 
 LATEST = "latest"
 STATE = "state.json"
@@ -48,7 +50,9 @@ class Progress:
 
 def checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints in a folder, newest first, whatever their names say of their age."""
-    found = [p for p in folder.glob(f"{_PREFIX}*") if p.name.removeprefix(_PREFIX).isdigit()]
+    found = [
+        p for p in folder.glob(f"{_PREFIX}*") if re.fullmatch(f"{_PREFIX}[0-9]{{1,18}}", p.name)
+    ]
     return sorted(found, key=step_of, reverse=True)
 
 
@@ -82,16 +86,19 @@ def read_progress(checkpoint: Path) -> Progress:
     """
     path = checkpoint / STATE
     try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        return Progress(
-            int(state["step"]),
-            int(state["tokens"]),
-            dict(state.get("record", {})),
-            tuple((int(first), int(end)) for first, end in state.get("left_out", ())),
-            tuple(map(float, state.get("losses", ()))),
-        )
+        state = parse_object(path.read_text(encoding="utf-8"))
+        step, tokens, record = state["step"], state["tokens"], dict(state.get("record", {}))
+        left_out = tuple((first, end) for first, end in state.get("left_out", ()))
+        losses = tuple(state.get("losses", ()))
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise DamagedCheckpoint(f"{path}: {err!r}") from err
+    whole = (step, tokens, *(number for span in left_out for number in span))
+    sound = all(is_a("int", number) and number >= 0 for number in whole)
+    if not sound or not all(
+        isinstance(value, int | float) for value in (*record.values(), *losses)
+    ):
+        raise DamagedCheckpoint(f"{path}: it holds what this program does not write: {state}"[:500])
+    return Progress(step, tokens, record, left_out, losses)
 
 
 def newest_here(folder: Path) -> Progress:

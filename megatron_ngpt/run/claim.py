@@ -15,11 +15,15 @@ from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+from megatron_ngpt.plain_json import parse_object
+from megatron_ngpt.run.facts import is_a, usable
 from megatron_ngpt.run.process import machine, process_start
 
 FOLDER = "owner"
 RELEASED = "released"
 _WIDTH = 20
+_LONGEST = 30 * 86400
+"""Seconds of a lease that are still meant."""
 
 
 @dataclass(frozen=True)
@@ -89,12 +93,21 @@ def read(folder: Path) -> Held | None:
         except FileNotFoundError:
             continue  # it was taken over in between, and is gone
         first, _, second = text.partition("\n")
-        try:
-            claim = Claim(**json.loads(first))
-        except (ValueError, TypeError):
-            return Held(found[-1], None, text)
-        return Held(found[-1], claim, second.strip())
+        claim = _parsed(first)
+        return Held(found[-1], claim, second.strip() if claim else text)
     return None
+
+
+def _parsed(line: str) -> Claim | None:
+    """The claim of a line; None where it says anything else, or a lease that nobody means."""
+    try:
+        facts = parse_object(line)
+        claim = Claim(**facts)
+    except (ValueError, TypeError):
+        return None
+    sound = usable(Claim, facts).keys() == facts.keys() and 0 < claim.lease <= _LONGEST
+    counts = (is_a("int", count) for count in claim.series.values()) if sound else ()
+    return claim if sound and all(counts) else None
 
 
 def create(folder: Path, number: int, claim: Claim) -> bool:

@@ -16,9 +16,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import megatron_ngpt
+from megatron_ngpt.config.yaml_file import parsed
+from megatron_ngpt.run.facts import json_lines, usable
 
 FILE = "ledger.jsonl"
 PACKAGES = (
@@ -69,13 +69,8 @@ def plain(value: Any) -> Any:
 
 def read_ledger(run_dir: Path) -> list[Entry]:
     """All entries, oldest first."""
-    path, found = run_dir / FILE, []
-    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
-    for line in lines:
-        with suppress(ValueError, TypeError, AttributeError):  # half a line of a killed process
-            known = json.loads(line)
-            found.append(Entry(**{k: v for k, v in known.items() if k in Entry.__annotations__}))
-    return found
+    lines = (usable(Entry, line) for line in json_lines(run_dir / FILE))
+    return [Entry(**facts) for facts in lines if "step" in facts]
 
 
 def record(run_dir: Path, entry: Entry) -> None:
@@ -95,14 +90,19 @@ def before(run_dir: Path, checkpoint: Path | None, step: int) -> Entry | None:
 
     Of a run that goes on from another one's checkpoint, or has no ledger yet, what that checkpoint
     tells.
+
+    Raises:
+        ValueError: that tells nothing.
     """
     if entries := [entry for entry in read_ledger(run_dir) if entry.step < step]:
         return entries[-1]
     saved = checkpoint / "config.yaml" if checkpoint and step else None
     if not saved or not saved.exists():
         return None
-    settings = flat(yaml.safe_load(saved.read_text(encoding="utf-8")))
-    return Entry(settings=plain(settings), known=False)
+    settings = parsed(saved.read_text(encoding="utf-8"))
+    if not isinstance(settings, dict):
+        raise ValueError(f"{saved}: it holds no settings; take another checkpoint")
+    return Entry(settings=plain(flat(settings)), known=False)
 
 
 def code_version() -> str:

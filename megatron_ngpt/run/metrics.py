@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Any
 
 from megatron_ngpt.config import Config, save_config
+from megatron_ngpt.plain_json import parse_object
 from megatron_ngpt.run.attempts import METRICS, VITALS
 from megatron_ngpt.run.lines import LineFile
 from megatron_ngpt.run.progress import Record, shown, steady
@@ -151,6 +152,7 @@ def undone_of(path: Path) -> Path:
 def _step_of(line: str) -> float:
     """Step of a record, -1 of what is none."""
     try:
-        return float(json.loads(line)["step"])
-    except (ValueError, KeyError, TypeError):
+        step = float(parse_object(line)["step"])
+        return step if math.isfinite(step) else -1
+    except (ValueError, KeyError, TypeError, OverflowError):
         return -1

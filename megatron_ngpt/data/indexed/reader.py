@@ -79,21 +79,39 @@ class IndexedDataset:
         return self._tokens[start:stop]
 
     def document(self, number: int) -> np.ndarray:
-        """All tokens of one document, its sequences joined: a read-only view."""
-        return self.tokens(self.document_start(number), self.document_start(number + 1))
+        """All tokens of one document, its sequences joined: a read-only view.
+
+        Raises:
+            ValueError: the .idx is corrupt where it says where the document lies.
+        """
+        start, stop = self.document_start(number), self.document_start(number + 1)
+        if start > stop:
+            raise self._corrupt_document(number)
+        return self.tokens(start, stop)
 
     def document_start(self, number: int) -> int:
-        """Tokens before a document; ``document_count`` is allowed and gives ``token_count``."""
+        """Tokens before a document; ``document_count`` is allowed and gives ``token_count``.
+
+        Raises:
+            ValueError: the .idx is corrupt there.
+        """
         assert 0 <= number <= self.document_count, (number, self.document_count)
         sequence = int(self.document_index[number])
         if sequence == self.sequence_count:
             return self.token_count
-        return int(self.pointers[sequence]) // self.dtype.itemsize
+        if 0 <= sequence < self.sequence_count:
+            start = int(self.pointers[sequence]) // self.dtype.itemsize
+            if 0 <= start <= self.token_count:
+                return start
+        raise self._corrupt_document(number)
 
     def document_ends(self, start: int, stop: int) -> np.ndarray:
         """Which of the tokens [start, stop) are the last of a document: i64[ends], from start on.
 
         Finds them by bisection of the .idx, so the time hardly depends on its size.
+
+        Raises:
+            ValueError: the .idx is corrupt there.
         """
         documents = range(self.document_count + 1)
         first = bisect_right(documents, start, key=self.document_start)
@@ -101,7 +119,11 @@ class IndexedDataset:
         sequences = self.document_index[first:after]
         starts = np.full(len(sequences), self.token_count)
         inside = sequences < self.sequence_count
+        if (sequences < 0).any() or (sequences > self.sequence_count).any():
+            raise self._corrupt_document(first)
         starts[inside] = self.pointers[sequences[inside]] // self.dtype.itemsize
+        if ((starts <= start) | (starts > stop)).any():
+            raise self._corrupt_document(first)
         return starts - 1 - start
 
     def verify(self) -> None:
@@ -127,6 +149,10 @@ class IndexedDataset:
                 first, after = self.document_index[document : document + 2].tolist()
                 where = f"document {document} to end at or after its first sequence {first}"
                 raise corrupt(self._idx_path, where, f"an end at sequence {after}")
+
+    def _corrupt_document(self, number: int) -> ValueError:
+        where = f"document {number}, or one near it, inside of {self._bin_path.name}"
+        return corrupt(self._idx_path, where, "it elsewhere")
 
     def _report_sequence(self, number: int) -> None:
         start, length = int(self.pointers[number]), int(self.lengths[number])

@@ -12,7 +12,17 @@ from megatron_ngpt.data.indexed import IndexedDataset, IndexedWriter
 from megatron_ngpt.data.indexed.assembly import Assembly
 from megatron_ngpt.data.indexed.files import crc32_of
 from megatron_ngpt.data.indexed.format import pair
+from megatron_ngpt.plain_json import parse_object
 
+_SHAPE: dict[str, Any] = {
+    **{"documents": int, "tokens": int, "dtype": str, "largest_id": int, "special_texts": int},
+    "crc32": {".bin": str, ".idx": str},
+    "tokenizer": {"sha256": str, "file": str, "vocab_size": int},
+    "eod": {"id": int, "appended": bool},
+    "options": {"special_text": str, "append_eod": bool, "name": str},
+    "sources": list,
+}
+"""What is asked of a manifest, where it is there; more may be."""
 _FRESH = "copy the one that was made with the pair, or delete it"
 
 
@@ -49,12 +59,30 @@ def read_manifest(prefix: str | Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_object(path.read_text(encoding="utf-8"))
     except ValueError as err:
-        raise ValueError(f"{path}: no JSON ({err}): {_FRESH}") from err
-    if not isinstance(content, dict):
-        raise ValueError(f"{path}: no JSON object: {_FRESH}")
+        raise ValueError(f"{path}: no manifest ({err}): {_FRESH}") from err
+    if problem := _misfit(content, _SHAPE):
+        raise ValueError(f"{path}: {problem} is not what a manifest says there: {_FRESH}")
     return content
+
+
+def _misfit(content: Mapping[str, Any], shape: Mapping[str, Any]) -> str:
+    """Name of the first value that is of another type than is reckoned with, "" if none is."""
+    for name, kind in shape.items():
+        value = content.get(name)
+        if value is None:
+            continue
+        if isinstance(kind, dict):
+            found = _misfit(value, kind) if isinstance(value, dict) else "it"
+        else:
+            found = "" if type(value) is kind else "it"
+        if found:
+            return name if found == "it" else f"{name}.{found}"
+    for source in content.get("sources") or ():
+        if not isinstance(source, dict) or ("pair" in source and _misfit(source, _SHAPE)):
+            return "sources"
+    return ""
 
 
 def manifest_of(dataset: IndexedDataset) -> dict[str, Any] | None:
@@ -96,7 +124,7 @@ def verify(prefix: str | Path) -> str:
     if manifest is None:
         return "structure is sound; no manifest, so no checksums to compare"
     for path in pair(prefix):
-        expected, crc = manifest["crc32"][path.suffix], crc32_of(path)
+        expected, crc = (manifest.get("crc32") or {}).get(path.suffix), crc32_of(path)
         if crc != expected:
             raise ValueError(
                 f"{path}: CRC-32 {crc}, but its manifest says {expected}: the file was damaged or "

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-import yaml
 
 from megatron_ngpt.config import Config, completed, save_config
+from megatron_ngpt.config.yaml_file import parsed
 from megatron_ngpt.engine.checkpoint.boxes import Boxes
 from megatron_ngpt.engine.checkpoint.index import check_files, read_index
 from megatron_ngpt.engine.checkpoint.state import (
@@ -290,7 +290,10 @@ def _check_model(config: Config, checkpoint: Path) -> None:
     The rotary embedding may differ: that is how a model goes on with longer sequences. A setting
     that the checkpoint's version did not have was at its default there.
     """
-    saved = yaml.safe_load((checkpoint / "config.yaml").read_text(encoding="utf-8"))
+    path = checkpoint / "config.yaml"
+    saved = parsed(path.read_text(encoding="utf-8"))
+    if not isinstance(saved, dict) or not isinstance(saved.get("model"), dict):
+        raise ValueError(f"{path} has no section model: take another checkpoint")
     theirs = asdict(completed(saved["model"]))
     for name, value in asdict(config.model).items():
         if theirs[name] != value and name not in STRETCHES:
@@ -298,7 +301,9 @@ def _check_model(config: Config, checkpoint: Path) -> None:
                 f"model.{name} = {value}, but {checkpoint} was trained with {theirs[name]}: "
                 "set it so, or choose another checkpoint.dir for a new run"
             )
-    before, now = saved.get("optim", {}).get("optimizer", "adamw"), config.optim.optimizer
+    optim = saved.get("optim")
+    before = optim.get("optimizer", "adamw") if isinstance(optim, dict) else "adamw"
+    now = config.optim.optimizer
     if before != now:
         raise ValueError(
             f"optim.optimizer = {now}, but {checkpoint} was trained with {before}, which keeps "

@@ -6,10 +6,11 @@ is reserved, beyond what the file itself has.
 
 from __future__ import annotations
 
-import json
 import os
 from math import prod
 from typing import Any, NamedTuple
+
+from megatron_ngpt.plain_json import parse_object
 
 SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1}
 """Bytes of a value, by the name that the format gives its type."""
@@ -39,12 +40,7 @@ def read_header(handle: int) -> dict[str, Entry]:
         raise ValueError("its header is cut off")
     if start > _MOST:
         raise ValueError(f"its header has {start:,} bytes, over {_MOST:,}")
-    try:
-        found = json.loads(os.pread(handle, start - 8, 8))
-    except RecursionError:
-        raise ValueError("its header is nested too deep") from None
-    if not isinstance(found, dict):
-        raise ValueError("its header is no JSON object")
+    found = parse_object(os.pread(handle, start - 8, 8))
     return {n: _entry(n, e, start, size) for n, e in found.items() if n != "__metadata__"}
 
 

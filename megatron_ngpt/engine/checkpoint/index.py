@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_ngpt.plain_json import parse_object
 from megatron_ngpt.run.durable import INDEX, DamagedCheckpoint
 
 FORMAT = 1
@@ -70,9 +71,9 @@ def read_index(folder: Path) -> dict:
     """
     path = folder / INDEX
     try:
-        content: dict = json.loads(path.read_text(encoding="utf-8"))
+        content = parse_object(path.read_text(encoding="utf-8"))
         version, claimed = int(content["format"]), int(content.pop("crc32"))
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as err:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError) as err:
         raise DamagedCheckpoint(f"{path}: {err!r}") from err
     if claimed != checksum(content):
         raise DamagedCheckpoint(f"{path}: its content is not what was written (checksum)")
