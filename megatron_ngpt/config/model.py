@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal, NamedTuple
 
+from megatron_ngpt.config.kinds import misfit
+
 
 @dataclass(frozen=True, kw_only=True)
 class ScaleConfig:
@@ -301,9 +303,18 @@ def completed(settings: Mapping[str, Any]) -> ModelConfig:
 
     What it lacks is at its default, which is what models did before there was the setting; what is
     unknown here is passed over.
+
+    Raises:
+        ValueError: a value that no setting of this name can have.
     """
     known = {f.name: settings[f.name] for f in fields(ModelConfig) if f.name in settings}
-    return ModelConfig(**{name: _as_before_saving(value) for name, value in known.items()})
+    try:
+        model = ModelConfig(**{name: _as_before_saving(value) for name, value in known.items()})
+    except TypeError as err:
+        raise ValueError(f"the section model is none of this program's: {err}") from err
+    if wrong := misfit(model):
+        raise ValueError(f"the section model is none of this program's: {wrong}")
+    return model
 
 
 def _as_before_saving(value: Any) -> Any:

@@ -21,6 +21,8 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         seen: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
+            if not isinstance(key, yaml.ScalarNode):
+                raise ValueError(f"line {line}: a list or a section stands where a name must")
             if key.value in seen:
                 raise ValueError(
                     f"line {line}: {key.value} was already given in line {seen[key.value]}: "

@@ -13,6 +13,8 @@ import numpy as np
 
 _VALUE = 0x7FFFFFFF
 _LABEL = 0x800000FF  # of a node that is a value the highest bit is set, so it equals no byte
+_MOST = 1 << 22
+"""Ways by one character that are followed; sentencepiece's own tables have 225,000 rules."""
 
 
 class CharacterRules(NamedTuple):
@@ -34,10 +36,19 @@ def read_rules(charsmap: bytes) -> CharacterRules:
     The format is sentencepiece's (``normalizer.cc``): u32 size, a double-array trie of that size
     (Darts-clone) of UTF-8 sources, then the replacements, each ended by a zero byte; a source's
     value is the byte at which its replacement starts.
+
+    Raises:
+        ValueError: it is none.
     """
     if not charsmap:
         return CharacterRules({}, set(), False)
-    size = int.from_bytes(charsmap[:4], "little")
+    try:
+        return _rules(charsmap, int.from_bytes(charsmap[:4], "little"))
+    except IndexError as err:
+        raise ValueError(f"the model's table of character rules is damaged: {err}") from err
+
+
+def _rules(charsmap: bytes, size: int) -> CharacterRules:
     trie, texts = _Trie(charsmap[4 : 4 + size]), charsmap[4 + size :]
     codes, nodes = trie.characters(np.zeros(1, np.int64))
     single = {
@@ -46,8 +57,10 @@ def read_rules(charsmap: bytes) -> CharacterRules:
         if value >= 0
     }
     followers: set[str] = set()
-    while nodes.size:
-        codes, nodes = trie.characters(np.unique(nodes))
+    followed = np.zeros(size // 4, bool)  # rules share ends, damaged ones go in circles
+    while (nodes := np.unique(nodes[~followed[nodes]])).size:
+        followed[nodes] = True
+        codes, nodes = trie.characters(nodes)
         followers.update(map(chr, np.unique(codes).tolist()))
     return CharacterRules(single, followers, b"  " in texts)
 
@@ -93,6 +106,8 @@ class _Trie:
             np.searchsorted(self._bases, self._base[nodes], side) for side in ("left", "right")
         )
         count = stop - start
+        if count.sum() > _MOST:
+            raise ValueError("the model's table of character rules has more than it can have")
         origin = np.repeat(np.arange(nodes.size), count)
         within = np.arange(origin.size) - np.repeat(np.cumsum(count) - count, count)
         return origin, self._children[start[origin] + within]

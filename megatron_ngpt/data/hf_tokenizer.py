@@ -43,7 +43,10 @@ class HFTokenizer:
             raise FileNotFoundError(f"tokenizer {str(path)!r}: no such file")
         self.model = self.path.read_bytes()
         self.library: Any = self._load(self.model.decode(errors="replace"))
-        self.vocab_size = 1 + max(self.library.get_vocab(with_added_tokens=True).values())
+        ids = self.library.get_vocab(with_added_tokens=True).values()
+        if not ids:
+            raise ValueError(f"tokenizer {str(self.path)!r}: its vocabulary is empty")
+        self.vocab_size = 1 + max(ids)
         self.eos_id = self._end_id()
 
     def _load(self, content: str) -> Any:
@@ -58,8 +61,15 @@ class HFTokenizer:
         return loaded
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without begin or end marks."""
-        ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
+        """Ids of a text, without begin or end marks.
+
+        Raises:
+            ValueError: the text holds what has no token, and there is none for the unknown.
+        """
+        try:
+            ids: list[int] = self.library.encode(text, add_special_tokens=False).ids
+        except Exception as err:  # the library raises nothing more specific
+            raise ValueError(f"tokenizer {str(self.path)!r} cannot encode a text: {err}") from err
         return ids
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -81,7 +91,7 @@ class HFTokenizer:
     def take_special_as_text(self) -> None:
         """From now on a special token that a text spells out is text like other text."""
         content, marks = json.loads(self.model), self.special_texts()
-        for token in content["added_tokens"]:
+        for token in content.get("added_tokens") or ():
             token["special"] = token["special"] or token["id"] in marks
         self.library = self._load(json.dumps(content))
         self.library.encode_special_tokens = True

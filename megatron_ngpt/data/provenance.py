@@ -85,7 +85,9 @@ def _pieces(content: Mapping[str, Any]) -> Iterator[tuple[str, frozenset[tuple[s
     if crc := (content.get("crc32") or {}).get(".bin"):
         yield f"{crc} of {content.get('tokens')}", frozenset()
     options = content.get("options") or {}
-    split = {(json.dumps(options["shares"]), options["name"])} if "shares" in options else set()
+    split = set()
+    if "shares" in options and "name" in options:
+        split = {(json.dumps(options["shares"]), options["name"])}
     for source in content.get("sources") or ():
         if "pair" in source:
             for name, splits in _pieces(source):

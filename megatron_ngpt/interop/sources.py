@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from megatron_ngpt.config import ModelConfig
+from megatron_ngpt.config.kinds import misfit
 from megatron_ngpt.interop import hf, hf_config, ngpt_pytorch, nvidia
 from megatron_ngpt.model.spec import parameter_table
 from megatron_ngpt.plain_json import parse_object
@@ -92,7 +93,9 @@ def _hugging_face(folder: Path) -> Source:
         with _opened(path) as stored:
             return hf.to_ours(stored.get_tensor(theirs)).float()
 
-    length = int(published.get("max_position_embeddings") or 0)
+    length = published.get("max_position_embeddings") or 0
+    if type(length) is not int:
+        raise ValueError(f"{folder}/config.json: max_position_embeddings = {length!r}")
     return Source("Hugging Face NGPT", model, load, seq_len=length)
 
 
@@ -101,9 +104,12 @@ def _their_model(folder: Path, published: dict[str, Any]) -> ModelConfig:
     if type(layers) is not int or not 0 < layers <= _MOST_LAYERS:
         raise ValueError(f"{folder}/config.json: num_hidden_layers = {layers!r}")
     try:
-        return hf_config.model_config(published)
+        model = hf_config.model_config(published)
     except (TypeError, AttributeError, LookupError, ArithmeticError) as err:
         raise ValueError(f"{folder}/config.json is no NGPT model's: {err!r}") from err
+    if wrong := misfit(model):
+        raise ValueError(f"{folder}/config.json is no NGPT model's: what means model.{wrong}")
+    return model
 
 
 def _opened(path: Path) -> safe_open:

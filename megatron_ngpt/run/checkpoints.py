@@ -94,9 +94,8 @@ def read_progress(checkpoint: Path) -> Progress:
         raise DamagedCheckpoint(f"{path}: {err!r}") from err
     whole = (step, tokens, *(number for span in left_out for number in span))
     sound = all(is_a("int", number) and number >= 0 for number in whole)
-    if not sound or not all(
-        isinstance(value, int | float) for value in (*record.values(), *losses)
-    ):
+    figures = (*record.values(), *losses)
+    if not sound or not all(isinstance(figure, int | float) for figure in figures):
         raise DamagedCheckpoint(f"{path}: it holds what this program does not write: {state}"[:500])
     return Progress(step, tokens, record, left_out, losses)
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
+from megatron_ngpt.plain_json import parse_object
 from megatron_ngpt.run.checkpoints import Progress
 
 FILE = "faults.jsonl"
@@ -55,7 +56,7 @@ def read_faults(run_dir: Path) -> list[Fault]:
     lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
     for line in lines:
         with suppress(ValueError, TypeError):  # half a line of a killed process
-            facts = json.loads(line)
+            facts = parse_object(line)
             facts["left_out"] = [(int(a), int(b)) for a, b in facts.get("left_out", ())]
             known = Fault.__annotations__  # a later version may have more
             facts = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}

@@ -70,7 +70,7 @@ def plain(value: Any) -> Any:
 def read_ledger(run_dir: Path) -> list[Entry]:
     """All entries, oldest first."""
     lines = (usable(Entry, line) for line in json_lines(run_dir / FILE))
-    return [Entry(**facts) for facts in lines if "step" in facts]
+    return [Entry(**facts) for facts in lines if facts]
 
 
 def record(run_dir: Path, entry: Entry) -> None:

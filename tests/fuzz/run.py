@@ -13,7 +13,7 @@ from types import CodeType, FrameType
 from typing import Any
 
 import megatron_ngpt
-from tests.fuzz.targets import OURS, Target
+from tests.fuzz.target import OURS, Target
 
 PACKAGE = str(Path(megatron_ngpt.__file__).parent)
 SECONDS = 5.0

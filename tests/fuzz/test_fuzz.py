@@ -11,9 +11,10 @@ from megatron_ngpt.config.yaml_file import parsed
 from megatron_ngpt.engine.checkpoint.index import checksum, read_index
 from megatron_ngpt.run.durable import DamagedCheckpoint
 from tests.fuzz.run import outcome
-from tests.fuzz.targets import targets
+from tests.fuzz.targets import NAMES, targets
 
 SLOW = {"settings": 40, "records": 100, "owner": 100, "manifest": 100, "tokenizer_json": 100}
+SEEDS = {"manifest": "ValueError"}  # its checksums are those of no pair
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner),
@@ -26,27 +27,17 @@ def known(tmp_path_factory):
     return targets(tmp_path_factory.mktemp("fuzz"))
 
 
-NAMES = (
-    *("pair", "flat", "manifest", "index", "tensors", "state", "settings", "records", "owner"),
-    *("weights", "tokenizer_json", "charsmap"),
-)
-
-
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_nearly_right_is_read_or_refused(known, name):
     target, chance = known[name], random.Random(name)
     for seed in target.seeds:
-        outcome(target, seed)
+        assert outcome(target, seed) == SEEDS.get(name, "read")
     for _ in range(SLOW.get(name, 300)):
         content = target.mutate(chance.choice(target.seeds), chance)
         outcome(target, content)  # raises what is not one of our own errors
 
 
-def test_every_target_is_tried(known):
-    assert set(NAMES) == set(known)
-
-
-@pytest.mark.parametrize("name", ["manifest", "index", "state", "weights"])
+@pytest.mark.parametrize("name", ["manifest", "index", "state", "weights_config"])
 @settings(max_examples=100, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(document=JSON)
 def test_any_json(known, name, document):
@@ -65,10 +56,12 @@ def test_no_file_of_a_checkpoint_lies_elsewhere(tmp_path, name):
 def test_a_few_lines_of_yaml_that_stand_for_more_than_there_is_memory():
     lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
     lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, 12)]
-    with pytest.raises(ValueError, match="line 6: over 100,000 values, all aliases written out"):
+    with pytest.raises(ValueError, match="line 5: over 100,000 values, all aliases written out"):
         parsed("\n".join(lines))
     with pytest.raises(ValueError, match=r"\*a is part of what it stands for"):
         parsed("a: &a [1, *a]")
+    with pytest.raises(ValueError, match="line 1: a list or a section stands where a name must"):
+        parsed("{a: 1, [b]}")
     with pytest.raises(ValueError, match="nested too deep"):
         parsed("[" * 100_000)
     assert parsed("a: &a [1, 2]\nb: [*a, *a]") == {"a": [1, 2], "b": [[1, 2], [1, 2]]}

@@ -22,7 +22,7 @@ from megatron_ngpt.data.preprocess.special import REASON, SpecialText
 from megatron_ngpt.data.sources import Document, RecordBatch, Refusal, in_batches, read_piece
 from megatron_ngpt.data.sources.jsonl import lines_before
 from megatron_ngpt.data.sources.long import LongText
-from megatron_ngpt.data.sources.records import UnusableError
+from megatron_ngpt.data.sources.unusable import UnusableError
 
 _In = TypeVar("_In")
 _Out = TypeVar("_Out")

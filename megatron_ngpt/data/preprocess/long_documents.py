@@ -11,7 +11,7 @@ import numpy as np
 
 from megatron_ngpt.data.bulk import BulkEncoder
 from megatron_ngpt.data.sources.long import LongText
-from megatron_ngpt.data.sources.records import UnusableError
+from megatron_ngpt.data.sources.unusable import UnusableError
 
 # Between letters no rule of normalisation reaches over the space.
 _PLACE = re.compile(rb"[A-Za-z0-9] (?=[A-Za-z0-9])")

@@ -9,7 +9,8 @@ from typing import IO, Any
 from megatron_ngpt.data.sources.files import open_bytes
 from megatron_ngpt.data.sources.long import LONG, LongText
 from megatron_ngpt.data.sources.long_json import LongLine
-from megatron_ngpt.data.sources.records import Document, Refusal, UnusableError
+from megatron_ngpt.data.sources.records import Document, Refusal
+from megatron_ngpt.data.sources.unusable import UnusableError
 
 _SCAN: Callable[[str, int], tuple[Any, int]] = json.JSONDecoder().scan_once  # type: ignore[attr-defined]
 _ENDS = ("\n", "", "\r\n")

@@ -7,7 +7,7 @@ import tempfile
 from collections.abc import Iterator
 from typing import IO
 
-from megatron_ngpt.data.sources.records import UnusableError
+from megatron_ngpt.data.sources.unusable import UnusableError
 
 LONG = 1 << 24
 """Bytes from which on a text is kept in a file."""

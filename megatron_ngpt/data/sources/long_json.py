@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import IO
 
 from megatron_ngpt.data.sources.long import LONG, LongText
-from megatron_ngpt.data.sources.records import UnusableError
+from megatron_ngpt.data.sources.unusable import UnusableError
 
 _PART = 1 << 22
 _LONGEST_KEY = 1 << 22

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import IO
 
 from megatron_ngpt.data.sources.jsonl import utf8_of
-from megatron_ngpt.data.sources.records import Document, Refusal, UnusableError
+from megatron_ngpt.data.sources.records import Document, Refusal
+from megatron_ngpt.data.sources.unusable import UnusableError
 from megatron_ngpt.extras import require
 
 _ROWS = 64

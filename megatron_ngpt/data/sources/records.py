@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
-if TYPE_CHECKING:
-    from megatron_ngpt.data.sources.long import LongText
+from megatron_ngpt.data.sources.long import LongText
 
 
 class Document(NamedTuple):
@@ -47,14 +46,6 @@ class Refusal(NamedTuple):
         other = "parquet" if self.path.endswith(".parquet") else "text"
         hint = f"; if the file is {other}, pass --format {other}" if self.line == 1 else ""
         return ValueError(f"{self}; mend it, or leave such records out with --on-error skip{hint}")
-
-
-class UnusableError(Exception):
-    """Reason and detail of a refusal, and the byte of the text where it is known."""
-
-    def __init__(self, reason: str, detail: str = "", at: int = 0) -> None:
-        super().__init__(reason, detail)
-        self.at = at
 
 
 @dataclass

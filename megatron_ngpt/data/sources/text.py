@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from typing import IO
 
 from megatron_ngpt.data.sources.long import LONG, LongText
-from megatron_ngpt.data.sources.records import Document, Refusal, UnusableError
+from megatron_ngpt.data.sources.records import Document, Refusal
+from megatron_ngpt.data.sources.unusable import UnusableError
 
 _BLOCK = 1 << 20
 
