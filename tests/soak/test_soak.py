@@ -11,6 +11,7 @@ def _soaked(folder, kills: int, **options) -> Soak:
     return soak
 
 
+@pytest.mark.slow
 def test_killed_again_and_again_it_ends_the_same(tmp_path):
     counts = _soaked(tmp_path, kills=8, kinds=("kill", "clock"), steps=12, seed=5).counts
     assert counts["kills"] >= 8
