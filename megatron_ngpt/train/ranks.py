@@ -77,7 +77,9 @@ class Ranks:
         self.steps.append(max(steps))
         told: dict[str, Any] = {"step": steps, "data": datas, "collective": waits}
         found = self._judged()
-        return {"rank_seconds": told | ({"slowest": found._asdict()} if found else {})}
+        if found:
+            told["slowest"] = {name: round(value, 5) for name, value in found._asdict().items()}
+        return {"rank_seconds": told}
 
     def _judged(self) -> Slowest | None:
         """The slowest rank, if it costs enough; told once. Collective when it is told."""
