@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 import pretrain_ngpt
-from megatron_ngpt.engine.checkpoint import checkpointer, storage
+from megatron_ngpt.engine.checkpoint import checkpointer, files
 from megatron_ngpt.mesh import launch
 from tests.distributed import SLOW_IMPORTS, run
 from tests.jobs import command, kill_family, metrics, started, stored_state, train_on, words
@@ -56,7 +56,7 @@ def _rank(arguments: list[str], rank: int, port: int, output: str) -> None:
     os.environ |= {name: str(value) for name, value in place.items()}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
     # as on a slow disk, so that kills hit the middle of a save and the moment before its rename
-    storage.save_file = _after(0.05, storage.save_file)
+    files.write = _after(0.05, files.write)
     checkpointer.publish = _after(0.1, checkpointer.publish)
     sys.argv = ["pretrain_ngpt.py", *arguments]
     launch.finish(pretrain_ngpt.run())
