@@ -97,7 +97,7 @@ class RunLog:
         """Write what the model showed after a step, if anything; nested figures, by name."""
         if self.vital_lines and figures:
             self.vital_lines.write(json.dumps({"step": step, **figures}))
-            values = flat(figures) if self.sinks else {}
+            values = flat(_without_ranks(figures)) if self.sinks else {}
             for sink in self.sinks:
                 sink.write(step, values)
 
@@ -123,6 +123,13 @@ class RunLog:
         drop_after(path, resumed_at)
         self.vital_lines = LineFile(path, self.guard)
         self.closers.append(self.vital_lines.close)
+
+
+def _without_ranks(figures: Mapping[str, Any]) -> dict[str, Any]:
+    """Less the lists with an entry for each rank, of which there may be thousands."""
+    times = figures.get("rank_seconds", {})
+    kept = {name: value for name, value in times.items() if not isinstance(value, list)}
+    return {**figures, "rank_seconds": kept}
 
 
 def drop_after(path: Path, step: int) -> None:

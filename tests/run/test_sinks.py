@@ -14,8 +14,11 @@ from tests.run.test_metrics import configured, log_steps, record
 VITALS = {
     "scales": {"s_qk": {"mean": [1.0, 1.5], "max": [2.0, 2.5]}, "s_z": {"mean": [3.0]}},
     "stretch": 0.25,
+    "rank_seconds": {"step": [0.5, 0.75], "slowest": {"rank": 1, "cost": 0.25}},
 }
 FLAT = {
+    "rank_seconds/slowest/rank": 1.0,
+    "rank_seconds/slowest/cost": 0.25,
     "scales/s_qk/mean/layer_00": 1.0,
     "scales/s_qk/mean/layer_01": 1.5,
     "scales/s_qk/max/layer_00": 2.0,
@@ -48,6 +51,8 @@ def test_tensorboard_shows_the_steps_that_count(tmp_path):
     assert [event.step for event in found.Scalars("valid_loss")] == [1, 2, 3, 4]
     for name, value in FLAT.items():
         assert [(event.step, event.value) for event in found.Scalars(name)] == [(8, value)]
+    named = [tag for tag in found.Tags()["scalars"] if tag.startswith("rank_seconds")]
+    assert sorted(named) == ["rank_seconds/slowest/cost", "rank_seconds/slowest/rank"]
 
 
 def wandb_histories(path: Path) -> Iterator[dict[str, float]]:
