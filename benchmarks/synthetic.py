@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_ngpt.config import Config, ModelConfig, save_config
+from megatron_ngpt.config import Config, ModelConfig, TrainConfig, save_config
 from megatron_ngpt.run.ledger import flat, plain
 
 BEGAN = 1_700_000_000.0
@@ -51,7 +51,10 @@ class Story:
 def write_run(folder: Path, story: Story) -> Path:
     """Write a run's folder; returns it."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = Config(model=ModelConfig(width=64, layers=story.layers, heads=4, vocab_size=512))
+    config = Config(
+        model=ModelConfig(width=64, layers=story.layers, heads=4, vocab_size=512),
+        train=TrainConfig(steps=story.steps),
+    )
     save_config(config, folder / "config.yaml")
     _lines(folder / "metrics.jsonl", _metrics(story))
     if story.vitals_every:

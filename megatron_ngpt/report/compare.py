@@ -36,7 +36,7 @@ def told(first: RunData, others: Sequence[RunData]) -> list[str]:
             times, more = max(last.factor, 1 / last.factor), last.factor < 1
             lines.append(
                 f"{other.name} needs {times:.2f} times {'more' if more else 'fewer'} tokens than "
-                f"{first.name} for its validation loss of {last.loss:.3f} (one run each)"
+                f"{first.name} for its validation loss of {last.loss:.3f}"
             )
         else:
             lines.append(f"{other.name} and {first.name} have no validation loss in common")
@@ -55,4 +55,4 @@ def factor_panel(runs: Sequence[RunData]) -> Section | None:
             panel.lines.append(Line(other.name, x, [*y], colour=number, points=True))
     if not panel.lines:
         return None
-    return Section("Tokens to equal loss", " ".join(told(first, others)) + ".", [panel])
+    return Section("Tokens to equal loss", "", [panel])

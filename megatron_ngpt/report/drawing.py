@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from megatron_ngpt.report.events import Moment
 from megatron_ngpt.report.reading import Column, RunData
 
 AXES = ("tokens", "step", "hours")
@@ -40,8 +41,11 @@ class Mark:
     """A vertical line."""
 
     x: dict[str, float]
+    number: int
     kind: str
     text: str
+    colour: int = -1
+    """Of the run where there are several, -1 for that of the kind."""
 
 
 @dataclass
@@ -73,6 +77,8 @@ class Section:
     text: str
     panels: list[Panel]
     open: bool = True
+    layers: int = 0
+    """How many layers have colours of the ramp in it."""
 
 
 def thinned(run: RunData, values: Column, name: str, band: bool = False, **style: Any) -> Line:
@@ -123,9 +129,15 @@ def rounded(values: Iterable[float], digits: int = 5) -> list[Any]:
     return [float(f"{v:.{digits}g}") if np.isfinite(v) else None for v in values]
 
 
-def marks(run: RunData, found: Sequence[Any]) -> list[Mark]:
-    """Events as marks."""
+def marks(run: RunData, found: Sequence[Moment], colour: int = -1) -> list[Mark]:
+    """Moments as marks."""
     return [
-        Mark({axis: run.place(event.step, axis) for axis in AXES}, event.kind, event.text)
-        for event in found
+        Mark(
+            {axis: run.place(moment.step, axis) for axis in AXES},
+            moment.number,
+            moment.kind,
+            "<br>".join(moment.texts),
+            colour,
+        )
+        for moment in found
     ]

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import numpy as np
 
@@ -14,6 +14,17 @@ from megatron_ngpt.run.ledger import Entry
 
 UNTOLD = ("train.stop_at", "train.exit_after", "logging.", "checkpoint.", "train.accept_changes")
 """Settings whose change says nothing of what is computed."""
+_WHY = {
+    "": "an end without a word",
+    "killed": "a kill",
+    "signal": "a signal",
+    "walltime": "a time limit",
+    "done": "an end that was asked for",
+    "error": "an error",
+    "hang": "a hang",
+    "rank died": "the death of a rank",
+    "refused": "a refusal",
+}
 
 
 @dataclass(frozen=True)
@@ -22,8 +33,38 @@ class Event:
 
     step: float
     kind: str
-    """restart, topology, settings, code or fault."""
+    """Of KINDS."""
     text: str
+
+
+@dataclass(frozen=True)
+class Moment:
+    """Events of one step, under one number in pictures and lists."""
+
+    number: int
+    step: float
+    kind: str
+    """The first of KINDS among them."""
+    texts: tuple[str, ...]
+
+
+KINDS = ("fault", "bad", "warn", "topology", "settings", "restart", "code", "note")
+"""The worst first; bad, warn and note are what the verdict found in the curves."""
+
+
+def moments(run: RunData, findings: Sequence[Event] = ()) -> list[Moment]:
+    """All that happened to a run, and what was found in its curves, numbered from 1."""
+    found = sorted([*events(run), *findings], key=lambda event: event.step)
+    groups = [(step, list(group)) for step, group in groupby(found, key=lambda event: event.step)]
+    return [
+        Moment(
+            number,
+            step,
+            min((event.kind for event in group), key=KINDS.index),
+            tuple(event.text for event in group),
+        )
+        for number, (step, group) in enumerate(groups, 1)
+    ]
 
 
 def events(run: RunData) -> list[Event]:
@@ -35,8 +76,9 @@ def _restarts(run: RunData) -> Iterator[Event]:
     for before, after in pairwise(run.attempts):
         if after.resumed_at >= 0:
             lost = max(0, before.step - after.resumed_at)
-            again = f", {lost} steps done again" if lost else ""
-            text = f"restart {after.number}: {before.reason or 'ended'}{again}"
+            why = _WHY.get(before.reason, before.reason)
+            again = f"; {lost} steps were done again" if lost else ""
+            text = f"start {after.number}, after {why}{again}"
             yield Event(after.resumed_at, "restart", text)
 
 
@@ -60,8 +102,8 @@ def _shape(entry: Entry) -> str:
 
 def _faults(run: RunData) -> Iterator[Event]:
     for fault in run.faults:
-        step, what = fault.get("step", 0), fault.get("problem", "fault")
-        yield Event(float(step), "fault", f"{what}: {fault.get('action', 'stop')}")
+        back = f" to step {fault.back_to:,}" if fault.back_to >= 0 else ""
+        yield Event(float(fault.step), "fault", f"{fault.problem}: {fault.action}{back}")
 
 
 def time_lost(run: RunData) -> list[tuple[str, float]]:
@@ -74,7 +116,7 @@ def time_lost(run: RunData) -> list[tuple[str, float]]:
         began = attempt.first_step or attempt.ended
         _add(found, "starting up", began - attempt.started)
     for before, after in pairwise(run.attempts):
-        why = before.reason or "an end without a word"
+        why = _WHY.get(before.reason, before.reason)
         _add(found, f"waiting after {why}", after.started - before.ended)
         if after.resumed_at >= 0:
             _add(found, f"steps done again after {why}", typical * _lost(before, after))

@@ -9,9 +9,12 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from megatron_ngpt.extras import require
+from megatron_ngpt.report.compare import told
 from megatron_ngpt.report.drawing import Section
-from megatron_ngpt.report.events import events
+from megatron_ngpt.report.events import Moment
 from megatron_ngpt.report.reading import RunData
 from megatron_ngpt.report.samples import Sample
 from megatron_ngpt.report.verdict import Finding
@@ -22,6 +25,7 @@ _HERE = Path(__file__).parent
 def page(
     runs: Sequence[RunData],
     verdicts: Sequence[Sequence[Finding]],
+    happened: Sequence[Sequence[Moment]],
     sections: Sequence[Section],
     samples: Sequence[Sample],
     again: float = 0.0,
@@ -31,6 +35,7 @@ def page(
     Args:
         runs: what it is about.
         verdicts: on each of them.
+        happened: to each of them.
         sections: the pictures.
         samples: generated texts, newest last.
         again: seconds after which the page loads itself again; 0 for never.
@@ -41,17 +46,24 @@ def page(
     plotly = require("plotly.offline", "report", "a report as HTML").get_plotlyjs()
     # a text in it shall not end the script that it stands in
     data = json.dumps({**_drawn(sections), "again": again}).replace("</", "<\\/")
-    title = ", ".join(run.name for run in runs)
+    title, several = ", ".join(run.name for run in runs), len(runs) > 1
     parts = [
         "<!doctype html><html lang='en'><head><meta charset='utf-8'>",
         "<meta name='viewport' content='width=device-width, initial-scale=1'>",
         "<link rel='icon' href='data:,'>",  # browsers ask for one otherwise
         f"<title>{escape(title)}</title><style>{_read('page.css')}</style></head><body><main>",
         _header(title),
+        *(f"<p class='told'>{escape(line)}.</p>" for line in told(runs[0], runs[1:])),
         "<div class='verdicts'>",
-        *(_verdict(run, found) for run, found in zip(runs, verdicts, strict=True)),
+        *(_verdict(run, found, several) for run, found in zip(runs, verdicts, strict=True)),
         "</div>",
-        *(_facts(run, len(runs) > 1) for run in runs),
+        *(_facts(run, several) for run in runs),
+        "<div class='histories'>",
+        *(
+            _moments(run, found, n if several else -1)
+            for n, (run, found) in enumerate(zip(runs, happened, strict=True))
+        ),
+        "</div>",
         *_sections(sections),
         *_tables(runs),
         *_texts(samples),
@@ -91,10 +103,10 @@ def _header(title: str) -> str:
     return f"<header><h1>{escape(title)}</h1>{controls}</header>"
 
 
-def _verdict(run: RunData, found: Sequence[Finding]) -> str:
+def _verdict(run: RunData, found: Sequence[Finding], named: bool) -> str:
     first, *rest = found
     lines = "".join(f"<li class='{f.level}'>{escape(f.text)}</li>" for f in rest)
-    name = f"<h3>{escape(run.name)}</h3>"
+    name = f"<h3>{escape(run.name)}</h3>" if named else ""
     return (
         f"<section class='verdict {first.level}'>{name}<strong>{escape(first.text)}</strong>"
         f"<ul>{lines}</ul></section>"
@@ -104,8 +116,9 @@ def _verdict(run: RunData, found: Sequence[Finding]) -> str:
 def _facts(run: RunData, named: bool) -> str:
     """The newest numbers."""
     columns = run.columns
-    facts = [("steps", f"{columns['step'][-1]:,.0f}" if run.steps else "0")]
-    for name, told, shape in (
+    goal = f"of {run.goal:,} steps" if run.goal else "steps"
+    facts = [(goal, f"{columns['step'][-1]:,.0f}" if run.steps else "0")]
+    for name, word, shape in (
         ("tokens", "tokens", ",.3s"),
         ("loss", "training loss", ".4f"),
         ("valid_loss", "validation loss", ".4f"),
@@ -113,15 +126,27 @@ def _facts(run: RunData, named: bool) -> str:
     ):
         known = columns[name][columns[name] == columns[name]]
         if len(known):
-            value = float(known[-1])
-            facts.append((told, short(value) if shape == ",.3s" else format(value, shape)))
+            value = float(np.median(known[-100:]) if name == "tokens_per_second" else known[-1])
+            facts.append((word, short(value) if shape == ",.3s" else format(value, shape)))
     facts.append(("starts", str(len(run.attempts))))
-    facts.append(("hours", f"{run.hours[-1]:.2f}" if run.steps else "0"))
+    facts.append(("since the first start", lasting(run.hours[-1] if run.steps else 0.0)))
+    if run.steps > 1 and run.goal > columns["step"][-1] and run.lives == "alive":
+        some = min(500, run.steps - 1)
+        each = (run.hours[-1] - run.hours[-1 - some]) / some
+        facts.append(("to go, at this speed", lasting(each * (run.goal - columns["step"][-1]))))
     cards = "".join(
         f"<div><b>{escape(value)}</b><span>{name}</span></div>" for name, value in facts
     )
-    title = f"<h3>{escape(run.name)}</h3>" if named else ""
+    title = f"<h3 class='of'>{escape(run.name)}</h3>" if named else ""
     return f"{title}<div class='facts'>{cards}</div>"
+
+
+def lasting(hours: float) -> str:
+    """A time as a person says it."""
+    for size, unit in ((24.0, "days"), (1.0, "h"), (1 / 60, "min")):
+        if hours >= 2 * size:
+            return f"{hours / size:.1f} {unit}"
+    return f"{hours * 3600:.0f} s"
 
 
 def short(value: float) -> str:
@@ -132,19 +157,46 @@ def short(value: float) -> str:
     return f"{value:.0f}"
 
 
+def _moments(run: RunData, found: Sequence[Moment], colour: int) -> str:
+    """What happened, under the numbers that stand on the curves."""
+    if not found:
+        return ""
+    lines = []
+    for moment in found:
+        tone = f"data-colour='{colour}'" if colour >= 0 else f"class='{moment.kind}'"
+        what = "<br>".join(map(escape, moment.texts))
+        lines.append(
+            f"<li><i {tone}>{moment.number}</i><span>step {moment.step:,.0f}</span>"
+            f"<div>{what}</div></li>"
+        )
+    whose = f" to {escape(run.name)}" if colour >= 0 else ""
+    return (
+        f"<details class='moments' open><summary><h2>What happened{whose}</h2></summary>"
+        f"<ul>{''.join(lines)}</ul></details>"
+    )
+
+
+def _ramp(layers: int) -> str:
+    """Which colour is which layer."""
+    return f"<p class='ramp'>layer 0 <i></i> layer {layers - 1}</p>" if layers > 1 else ""
+
+
 def _sections(sections: Sequence[Section]) -> Iterator[str]:
     number = 0
     for section in sections:
         cards = []
+        left = [panel for panel in section.panels if not panel.wide]
         for panel in section.panels:
+            # none stands alone in its row
+            wide = " wide" if panel.wide or (len(left) % 2 and panel is left[-1]) else ""
             unit = f" <small>{escape(panel.unit)}</small>" if panel.unit and not panel.bars else ""
-            wide = " wide" if panel.wide else ""
             cards.append(
                 f"<div class='panel{wide}'><h3>{escape(panel.title)}{unit}</h3>"
                 f"<div class='plot' data-panel='{number}'></div></div>"
             )
             number += 1
         text = f"<p>{escape(section.text)}</p>" if section.text else ""
+        text += _ramp(section.layers)
         state = " open" if section.open else ""
         yield (
             f"<details{state}><summary><h2>{escape(section.title)}</h2></summary>{text}"
@@ -168,8 +220,6 @@ def _tables(runs: Sequence[RunData]) -> Iterator[str]:
         ]
         header = ["start", "at", "job", "ranks", "steps", "ended by"]
         yield _table(f"Starts{whose}", header, starts)
-        changes = [[f"{e.step:,.0f}", e.kind, e.text] for e in events(run) if e.kind != "restart"]
-        yield _table(f"What changed{whose}", ["after step", "kind", "what"], changes)
         saved = [
             [f"{step:,}", time.strftime("%F %T", time.localtime(when)), f"{size / 2**20:,.1f} MiB"]
             for step, when, size in reversed(run.saved)

@@ -9,22 +9,39 @@ import numpy as np
 
 from megatron_ngpt.report.compare import factor_panel
 from megatron_ngpt.report.drawing import Line, Panel, Section, marks, scattered, thinned, vital
-from megatron_ngpt.report.events import events, time_lost
+from megatron_ngpt.report.events import Moment, time_lost
 from megatron_ngpt.report.reading import RunData
 
+COLOURS = 9
+"""Different ones of a picture; lines beyond are dotted."""
+_UNITS = ((86400, "days"), (3600, "hours"), (60, "minutes"), (1, "seconds"))
 GREEK = {"alpha_attention": "α_A", "alpha_mlp": "α_M"}
-SCALES = ("alpha_attention", "alpha_mlp", "s_qk", "s_u", "s_v", "s_z")
+SCALES = {
+    "alpha_attention": " (how far attention moves the hidden state)",
+    "alpha_mlp": " (how far the MLP does)",
+    "s_qk": " (queries and keys)",
+    "s_u": " (MLP)",
+    "s_v": " (MLP's gate)",
+    "s_z": " (logits)",
+}
 
 
-def sections(runs: Sequence[RunData], speeds: Sequence[float], peak: float) -> list[Section]:
+def sections(
+    runs: Sequence[RunData],
+    happened: Sequence[Sequence[Moment]],
+    speeds: Sequence[float],
+    peak: float,
+) -> list[Section]:
     """All pictures, those of the model run by run.
 
     Args:
         runs: the first is the one that others are compared with.
+        happened: to each run.
         speeds: floating-point operations of one step, for each run; nan where not known.
         peak: of one rank, operations a second; 0 where not known.
     """
     found = [_loss(runs), _speed(runs, speeds, peak)]
+    over_time = [drawn for section in found for drawn in section.panels if not drawn.bars]
     if len(runs) > 1 and (panel := factor_panel(runs)):
         found.insert(1, panel)
     for number, run in enumerate(runs):
@@ -32,6 +49,9 @@ def sections(runs: Sequence[RunData], speeds: Sequence[float], peak: float) -> l
         for section in _model(run, whose):
             section.open = number == 0
             found.append(section)
+    for timed in over_time:
+        for number, run in enumerate(runs):
+            timed.marks += marks(run, happened[number], number if len(runs) > 1 else -1)
     return found
 
 
@@ -50,10 +70,10 @@ def _loss(runs: Sequence[RunData]) -> Section:
             thinned(run, run.columns["grad_norm"], run.name, band=True, colour=number)
         )
         rate.lines.append(thinned(run, run.columns["lr"], run.name, colour=number))
-        for panel in (training, validation, norm, rate):
-            panel.marks += marks(run, events(run))
     text = (
-        "Bands reach from the smallest to the largest value of the steps that a point stands for."
+        "Numbers on the curves are those of the list above. Pale bands reach from the smallest to "
+        "the largest value of the steps that a point stands for. Drag to look closer, double click "
+        "to come back."
     )
     return Section("Loss", text, _drawn([training, validation, norm, rate]))
 
@@ -64,7 +84,9 @@ def _speed(runs: Sequence[RunData], speeds: Sequence[float], peak: float) -> Sec
     unit = "share of the peak" if peak else "TFLOP/s of all ranks"
     flops = Panel("mfu", "Model FLOPs utilisation" if peak else "Model FLOPs a second", unit)
     memory = Panel("memory", "Most memory of a rank", "GiB")
-    lost = Panel("time", "What the time went into", "hours", x_title=" ", bars=True)
+    whole = max((sum(s for _, s in time_lost(run)) for run in runs), default=0.0)
+    size, unit_of_time = next(unit for unit in _UNITS if whole >= 2 * unit[0] or unit[0] == 1)
+    lost = Panel("time", "What the time went into", unit_of_time, x_title=" ", bars=True)
     for number, run in enumerate(runs):
         took = run.columns["step_seconds"]
         rate = run.columns["tokens_per_second"]
@@ -80,22 +102,27 @@ def _speed(runs: Sequence[RunData], speeds: Sequence[float], peak: float) -> Sec
             line.y = [None if v is None else round(v / 2**30, 3) for v in line.y]
             memory.lines.append(line)
         causes = time_lost(run)
-        hours: list[float | None] = [round(s / 3600, 4) for _, s in causes]
+        hours: list[float | None] = [round(s / size, 4) for _, s in causes]
         lost.lines.append(Line(run.name, {"": [c for c, _ in causes]}, hours, colour=number))
-        for panel in (throughput, seconds, flops, memory):
-            panel.marks += marks(run, events(run))
     return Section("Speed", "", _drawn([throughput, seconds, flops, memory, lost]))
 
 
 def _model(run: RunData, whose: str) -> Iterator[Section]:
     """What the model showed, from vitals.jsonl."""
-    panels = [_by_layer(run, f"scales/{s}/mean", f"{GREEK.get(s, s)}, mean") for s in SCALES]
-    panels += [_by_layer(run, f"scales/{s}/max", f"{GREEK.get(s, s)}, largest") for s in SCALES]
-    for which, title in (("mean", "Attention's logit scale, mean"), ("max", "Largest logit")):
+    panels = [
+        _by_layer(run, f"scales/{s}/{which}", f"{GREEK.get(s, s)}{told}, {word}")
+        for s, told in SCALES.items()
+        for which, word in (("mean", "mean"), ("max", "largest"))
+    ]
+    for which, title in (
+        ("mean", "Scale of attention's logits, mean"),
+        ("max", "Largest logit that there can be"),
+    ):
         panels.append(_by_layer(run, f"logit_scale/{which}", title))
     if drawn := _drawn(panels):
-        text = "Effective values of the learned scales, a line for each layer, first to last."
-        yield Section(f"Scales{whose}", text, drawn)
+        text = "What nGPT's learned scales are worth, mean and largest over the dimensions."
+        layers = max(len(panel.lines) for panel in drawn)
+        yield Section(f"Scales{whose}", text, drawn, layers=layers)
     angle = _by_kind(run, r"angle/(.+)/mean", "angle", "Angle of a step, mean", "radians")
     gradient = _by_kind(run, r"gradient/(.+)", "gradient", "Gradient norm by kind", "", log=True)
     sphere = Panel("sphere", "Distance of lengths from 1", "", log=True)
@@ -178,7 +205,8 @@ def _by_kind(
     panel = Panel(key, title, unit, log=log)
     matches = ((re.fullmatch(pattern, name), name) for name in run.vitals)
     for colour, (match, name) in enumerate((m, n) for m, n in matches if m):
-        if line := vital(run, name, match.group(1), colour=colour):
+        style = {"colour": colour, "dashed": colour >= COLOURS}
+        if line := vital(run, name, match.group(1), **style):
             panel.lines.append(line)
     return panel
 

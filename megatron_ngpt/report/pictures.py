@@ -11,7 +11,14 @@ from megatron_ngpt.extras import require
 from megatron_ngpt.report.drawing import Line, Panel, Section
 
 _COLOURS = ("#2463c4", "#c2570c", "#0c8a5b", "#b4235a", "#7040c0", "#0b7f95", "#8a6d00", "#4d5b6c")
-_TONES = {"restart": "#2563a8", "topology": "#9a5b00", "settings": "#9a5b00", "fault": "#b3261e"}
+_TONES = {
+    "restart": "#2563a8",
+    "topology": "#9a5b00",
+    "settings": "#9a5b00",
+    "fault": "#b3261e",
+    "bad": "#b3261e",
+    "warn": "#9a5b00",
+}
 
 
 def draw(sections: Sequence[Section], folder: Path) -> list[Path]:
@@ -51,7 +58,13 @@ def _panel(axes: Any, panel: Panel, ramp: Any) -> None:
         else:
             _curve(axes, line, colour)
     for mark in panel.marks:
-        axes.axvline(mark.x["tokens"], color=_TONES.get(mark.kind, "0.6"), lw=0.8, ls="--")
+        tone = _COLOURS[mark.colour % 8] if mark.colour >= 0 else _TONES.get(mark.kind, "0.6")
+        axes.axvline(mark.x["tokens"], color=tone, lw=0.8, ls="--")
+        at = (mark.x["tokens"], 0.99)
+        axes.annotate(
+            str(mark.number), at, xycoords=("data", "axes fraction"), color=tone, fontsize=7,
+            ha="left", va="top", xytext=(2, 0), textcoords="offset points",
+        )  # fmt: skip
     if panel.bars:
         axes.invert_yaxis()
     elif panel.log:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from array import array
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from megatron_ngpt.run.attempts import Attempt, closed, read_attempts
 from megatron_ngpt.run.checkpoints import checkpoints, step_of
 from megatron_ngpt.run.claim import Claim, read
+from megatron_ngpt.run.faults import Fault, read_faults
 from megatron_ngpt.run.ledger import Entry, read_ledger
 from megatron_ngpt.run.metrics import METRICS, VITALS
 from megatron_ngpt.run.owner import verdict
@@ -54,7 +55,7 @@ class RunData:
     ledger: list[Entry]
     saved: list[tuple[int, float, int]]
     """Step, seconds since 1970 and bytes of every checkpoint."""
-    faults: list[dict[str, Any]]
+    faults: list[Fault]
     lives: str
     """alive, free (nobody owns it) or silent (owned from where this machine cannot see)."""
     newest: float
@@ -64,6 +65,11 @@ class RunData:
     def steps(self) -> int:
         """Steps that count."""
         return len(self.columns["step"])
+
+    @property
+    def goal(self) -> int:
+        """Of train.steps; 0 where it is not known."""
+        return int(self.ledger[-1].settings.get("train.steps", 0)) if self.ledger else 0
 
     def at(self, axis: str) -> Column:
         """Of every step: ``step``, ``tokens`` or ``hours``."""
@@ -99,7 +105,7 @@ def read_run(path: Path, name: str = "") -> RunData:
         attempts=attempts,
         ledger=read_ledger(path),
         saved=list(_saved(path, attempts)),
-        faults=list(records(path / "faults.jsonl")),
+        faults=read_faults(path),
         lives=verdict(held, Claim()) if held else "free",
         newest=newest,
     )
@@ -169,11 +175,16 @@ def _hours(columns: Mapping[str, Column], attempts: list[Attempt], newest: float
 
 
 def _saved(path: Path, attempts: list[Attempt]) -> Iterator[tuple[int, float, int]]:
-    place = attempts[-1].checkpoints if attempts else ""
-    for folder in reversed(checkpoints(Path(place) if place else path / "checkpoints")):
+    for folder in reversed(checkpoints(saved_in(path, attempts))):
         with suppress(OSError):
             size = sum(file.stat().st_size for file in folder.iterdir())
             yield step_of(folder), folder.stat().st_mtime, size
+
+
+def saved_in(path: Path, attempts: Sequence[Attempt]) -> Path:
+    """Folder of a run's checkpoints, also where the run was told it from another folder."""
+    told = Path(attempts[-1].checkpoints if attempts else "")
+    return told if told != Path() and told.is_dir() else path / "checkpoints"
 
 
 def now() -> float:

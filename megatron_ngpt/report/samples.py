@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_ngpt.console import say
-from megatron_ngpt.report.reading import RunData, records
+from megatron_ngpt.report.reading import RunData, records, saved_in
 from megatron_ngpt.run.checkpoints import checkpoints, step_of
 
 FILE = "samples.jsonl"
@@ -44,8 +44,7 @@ def add_samples(folder: Path, runs: Sequence[RunData], prompts: Sequence[str]) -
     """
     known = {(sample.run, sample.step, sample.prompt) for sample in read_samples(folder)}
     for run in runs:
-        place = Path(run.attempts[-1].checkpoints) if run.attempts else run.path / "checkpoints"
-        found = checkpoints(place)
+        found = checkpoints(saved_in(run.path, run.attempts))
         step = step_of(found[0]) if found else -1
         new = [p for p in prompts if (run.name, step, p) not in known]
         if not found or not new:

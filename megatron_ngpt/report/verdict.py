@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from megatron_ngpt.report.events import corpus_tokens
+from megatron_ngpt.report.events import Event, corpus_tokens
 from megatron_ngpt.report.reading import Column, RunData, now
 
 Level = Literal["good", "note", "warn", "bad"]
@@ -35,22 +35,31 @@ class Finding:
     """Where it began, if it began somewhere."""
 
 
+def marked(findings: Sequence[Finding]) -> list[Event]:
+    """Those that begin somewhere, for pictures."""
+    return [Event(f.step, f.level, f.text) for f in findings if math.isfinite(f.step)]
+
+
 def verdict(run: RunData) -> list[Finding]:
     """What there is to say, the worst first; never empty."""
     found = [*_state(run), *_not_finite(run), *_spikes(run), *_slower(run), *_repeated(run)]
     found += [*_rising(run), *_off_the_sphere(run), *_faults(run)]
     if not any(finding.level in ("bad", "warn") for finding in found):
-        found.append(
-            Finding("good", "Healthy: the loss has no spikes, and steps take what they took")
-        )
+        if run.steps > 2 * WINDOW:
+            found.append(
+                Finding("good", "Healthy: no spike in the loss, and steps take as long as ever")
+            )
+        else:
+            found.append(Finding("good", f"Nothing wrong in its first {run.steps} steps"))
     return sorted(found, key=lambda finding: _ORDER.index(finding.level))
 
 
 def _state(run: RunData) -> Iterator[Finding]:
     last = run.attempts[-1] if run.attempts else None
     step = int(run.columns["step"][-1]) if run.steps else 0
+    goal = f" of {run.goal:,}" if run.goal else ""
     if last and last.reason in _ENDED:
-        yield Finding("note", f"{_ENDED[last.reason]} step {step:,}")
+        yield Finding("note", f"{_ENDED[last.reason]} step {step:,}{goal}")
     elif last and last.reason:
         detail = f" ({last.detail})" if last.detail else ""
         yield Finding("bad", f"Not running: ended by {last.reason} at step {step:,}{detail}")
@@ -64,7 +73,7 @@ def _state(run: RunData) -> Iterator[Finding]:
                 "bad", f"Stale: no step for {silent / 60:.0f} minutes, since step {step:,}"
             )
         else:
-            yield Finding("note", f"Running, at step {step:,}")
+            yield Finding("note", f"Running, at step {step:,}{goal}")
 
 
 def _not_finite(run: RunData) -> Iterator[Finding]:
@@ -98,7 +107,10 @@ def _spikes(run: RunData) -> Iterator[Finding]:
         first = int(cluster[0])
         before = float(np.median(loss[first - WINDOW : first]))
         peak = float(loss[cluster].max())
-        low = np.flatnonzero(loss[first:] <= before * 1.01)
+        # of 20 steps, for a single one may be low by chance
+        few = min(20, len(loss) - first)
+        after_it = np.median(np.lib.stride_tricks.sliding_window_view(loss[first:], few), axis=1)
+        low = np.flatnonzero(after_it <= before * 1.01)
         after = f", back after {int(low[0])} steps" if len(low) else ", and it has not come back"
         text = f"Spike at step {steps[first]:,.0f}: loss {before:.3f} → {peak:.3f}{after}"
         yield Finding("warn" if len(low) else "bad", text, float(steps[first]))
@@ -139,14 +151,14 @@ def _repeated(run: RunData) -> Iterator[Finding]:
 
 
 def _rising(run: RunData) -> Iterator[Finding]:
-    """Validation that gets worse at the end, while training does not."""
+    """Validation that has been better."""
     known = np.isfinite(run.columns["valid_loss"])
     losses, steps = run.columns["valid_loss"][known], run.columns["step"][known]
     if len(losses) >= 4:
         least = int(np.argmin(losses))
         if least < len(losses) - 3 and losses[-1] > losses[least] * 1.02:
-            text = f"Validation loss rises since step {steps[least]:,.0f}: "
-            text += f"{losses[least]:.3f} → {losses[-1]:.3f}"
+            text = f"Validation loss was best at step {steps[least]:,.0f}: "
+            text += f"{losses[least]:.3f} then, {losses[-1]:.3f} now"
             yield Finding("warn", text, float(steps[least]))
 
 
@@ -162,5 +174,6 @@ def _off_the_sphere(run: RunData) -> Iterator[Finding]:
 def _faults(run: RunData) -> Iterator[Finding]:
     if run.faults:
         last = run.faults[-1]
-        text = f"{len(run.faults)} faults were met; the last: {last.get('problem', '?')}, "
-        yield Finding("warn", text + f"{last.get('action', '?')} at step {last.get('step', '?')}")
+        many = f"{len(run.faults)} steps were" if len(run.faults) > 1 else "One step was"
+        text = f"{many} refused; the last: step {last.step:,}, {last.problem} ({last.action})"
+        yield Finding("warn", text)

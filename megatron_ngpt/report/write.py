@@ -10,12 +10,13 @@ from pathlib import Path
 
 from megatron_ngpt.config import load_config
 from megatron_ngpt.estimate.propose import step_flops
+from megatron_ngpt.report.events import moments
 from megatron_ngpt.report.page import page
 from megatron_ngpt.report.panels import sections
 from megatron_ngpt.report.pictures import draw
 from megatron_ngpt.report.reading import RunData, read_run
 from megatron_ngpt.report.samples import add_samples, read_samples
-from megatron_ngpt.report.verdict import Finding, verdict
+from megatron_ngpt.report.verdict import Finding, marked, verdict
 
 
 def write(
@@ -43,11 +44,12 @@ def write(
     """
     runs = [read_run(path, name) for path, name in zip(paths, names(paths), strict=True)]
     verdicts = [verdict(run) for run in runs]
-    found = sections(runs, [_flops(run) for run in runs], peak)
+    happened = [moments(run, marked(v)) for run, v in zip(runs, verdicts, strict=True)]
+    found = sections(runs, happened, [_flops(run) for run in runs], peak)
     output.mkdir(parents=True, exist_ok=True)
     if prompts:
         add_samples(output, runs, prompts)
-    text = page(runs, verdicts, found, read_samples(output), again)
+    text = page(runs, verdicts, happened, found, read_samples(output), again)
     fresh = output / ".report.html"
     fresh.write_text(text, encoding="utf-8")
     os.replace(fresh, output / "report.html")  # a browser never reads half of it

@@ -69,7 +69,10 @@ def test_a_spike_that_stays_is_worse_than_one_that_goes(tmp_path):
 def test_events_and_the_time_that_they_cost(tmp_path):
     changed = [{"parallel.tp": 2}, {"optim.lr": 0.5}]
     story = Story(
-        **SHORT, killed=(300, 600), settings=changed, faults=[{"step": 7, "problem": "nan"}]
+        **SHORT,
+        killed=(300, 600),
+        settings=changed,
+        faults=[{"step": 7, "problem": "nan", "action": "skip"}],
     )
     run = read_run(write_run(tmp_path, story))
     found = [(event.step, event.kind) for event in events(run)]
@@ -77,8 +80,8 @@ def test_events_and_the_time_that_they_cost(tmp_path):
     assert (7.0, "fault") in found
     assert any("optim.lr: 0.001 → 0.5" in event.text for event in events(run))
     lost = dict(time_lost(run))
-    assert lost["steps done again after killed"] == pytest.approx(200, rel=0.1)
-    assert lost["waiting after killed"] == pytest.approx(240, rel=1e-6)
+    assert lost["steps done again after a kill"] == pytest.approx(200, rel=0.1)
+    assert lost["waiting after a kill"] == pytest.approx(240, rel=1e-6)
     assert lost["starting up"] == pytest.approx(90, rel=1e-6)
     whole = run.attempts[-1].ended - run.attempts[0].started
     assert sum(lost.values()) == pytest.approx(whole, rel=0.02)
