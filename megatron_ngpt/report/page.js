@@ -43,7 +43,7 @@
     for (const line of panel.lines) {
       const x = placesOf(line), colour = colourOf(line);
       if (panel.bars) {
-        found.push({ type: "bar", orientation: "h", y: x, x: line.y, name: line.name, marker: { color: colour }, text: shares(line.y), textposition: "auto", cliponaxis: false });
+        found.push({ type: "bar", orientation: "h", y: x, x: line.y, name: line.name, marker: { color: colour }, text: shares(line.y), textposition: "outside", textangle: 0, cliponaxis: false });
         continue;
       }
       if (line.low.length) {
