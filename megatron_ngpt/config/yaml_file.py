@@ -82,7 +82,7 @@ def _check_size(text: str) -> None:
     """Refuse what is deep, refers to itself, or would be vast once all its aliases are written out.
 
     Event after event, which needs no recursion: a few lines of aliases of aliases may stand for
-    more values than there is memory, and PyYAML's composer in C does not look at its stack.
+    more values than there is memory.
     """
     sizes: dict[str, int] = {}
     opened: list[tuple[str, int]] = [("", 0)]  # anchor and values so far of what is not yet closed
