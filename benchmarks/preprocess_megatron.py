@@ -116,18 +116,28 @@ def summary(
     return results | {"memory of ours / theirs": memory[OURS] / memory[THEIRS]}
 
 
+_LAUNCH = """
+import json, resource, subprocess, sys
+code = subprocess.call(sys.argv[2:])
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+with open(sys.argv[1], "w") as file:
+    json.dump([used.ru_utime + used.ru_stime, used.ru_maxrss * 1024 / 1e6], file)
+sys.exit(code)
+"""
+"""A process starts with the largest size of the one that made it (Linux's ru_maxrss outlives exec),
+which is not to be this one with torch in it."""
+
+
 def _run(command: Sequence[str], path: Path) -> Spent:
     environment = os.environ | {"PYTHONPATH": str(path)}
     begun = time.perf_counter()
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, stdout=said, stderr=said, env=environment)
-        _, status, usage = os.wait4(process.pid, 0)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
+    with tempfile.TemporaryFile() as said, tempfile.NamedTemporaryFile("r") as used:
+        launch = [sys.executable, "-S", "-c", _LAUNCH, used.name, *command]
+        if subprocess.call(launch, stdout=said, stderr=said, env=environment):
             said.seek(0)
             raise RuntimeError(f"{command[1]} failed:\n{said.read().decode()[-2000:]}")
-    wall = time.perf_counter() - begun
-    return Spent(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024 / 1e6)
+        cpu, memory = json.load(used)
+    return Spent(time.perf_counter() - begun, cpu, memory)
 
 
 def _pair(folder: Path, who: str) -> list[bytes]:
