@@ -35,16 +35,18 @@ def main(argv: Sequence[str] | None = None) -> int:
                 again=again,
                 pictures=not options.no_pictures,
             )
+            for run, findings in found:
+                for finding in findings:
+                    say(f"{run.name}: {finding.text}")
+            say(f"written: {output / 'report.html'}")
+            if not options.watch:
+                return 0
+            time.sleep(options.every)
         except (FileNotFoundError, ModuleNotFoundError) as err:
             print(f"report.py: {err}", file=sys.stderr)
             return 2
-        for run, findings in found:
-            for finding in findings:
-                say(f"{run.name}: {finding.text}")
-        say(f"written: {output / 'report.html'}")
-        if not options.watch:
-            return 0
-        time.sleep(options.every)
+        except KeyboardInterrupt:  # how one ends --watch
+            return 0 if options.watch else 130
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -1,8 +1,10 @@
 """What a report says of made-up runs, without a browser."""
 
 import json
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -144,3 +146,38 @@ def test_samples_stay_with_the_report(tmp_path):
 def test_names_tell_runs_apart():
     paths = [Path("/x/a/run"), Path("/x/b/run"), Path("/x/c")]
     assert names(paths) == ["a/run", "b/run", "x/c"]
+
+
+def test_a_watched_run_is_written_again_until_one_is_asked_to_end(tmp_path):
+    run = write_run(tmp_path, Story(steps=100, **SHORT))
+    words = [sys.executable, str(TOOL), str(run), "--watch", "--every", "0.1", "--no-pictures"]
+    page = run / "report" / "report.html"
+    job = subprocess.Popen(
+        words,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        _wait_for(lambda: page.is_file() and "0.123456" not in page.read_text(), job)
+        lines = (run / "metrics.jsonl").read_text().splitlines()
+        last = {**json.loads(lines[-1]), "step": 101, "loss": 0.123456}
+        with (run / "metrics.jsonl").open("a") as file:
+            file.write(json.dumps(last) + "\n")
+        _wait_for(lambda: "0.123456" in page.read_text() or "0.1235" in page.read_text(), job)
+        job.send_signal(signal.SIGINT)
+        told, complaints = job.communicate(timeout=60)
+    finally:
+        job.kill()
+        job.wait()
+    assert (job.returncode, complaints) == (0, "")
+    assert told.count("written: ") >= 2
+
+
+def _wait_for(happened, job) -> None:
+    deadline = time.monotonic() + 60
+    while not happened():
+        assert job.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
