@@ -63,7 +63,7 @@ class _SplitBackward(pipelining.PipelineStage):
         full_backward: bool = True,
         last_backward: bool = False,
     ) -> None:
-        if not full_backward and not _nodes_live_on():
+        if not full_backward and not nodes_live_on():
             outputs, _ = self.fwd_cache[bwd_chunk_id]
             graphs = [x.view_as(x).grad_fn for x in outputs if x.requires_grad]
             self._graphs[bwd_chunk_id] = graphs
@@ -76,7 +76,7 @@ class _SplitBackward(pipelining.PipelineStage):
 
 
 @cache
-def _nodes_live_on() -> bool:
+def nodes_live_on() -> bool:
     """Whether Python's reference to the node of an ``autograd.Function`` keeps it alive."""
     one = torch.ones(1, 1, requires_grad=True)
     node: Any = residual_step(one, one.detach(), one.detach()[0]).grad_fn
@@ -100,7 +100,7 @@ class Pipeline:
     """
 
     def __init__(self, config: Config, mesh: Mesh, stages: StageMap, parts: Parts) -> None:
-        if config.parallel.schedule == "zbv" and mesh.device.type == "cpu" and not _nodes_live_on():
+        if config.parallel.schedule == "zbv" and mesh.device.type == "cpu" and not nodes_live_on():
             raise ValueError(
                 f"parallel.schedule = zbv on CPU with torch {torch.__version__}, which starts by "
                 "sending neighbouring stages of one rank a message that gloo cannot carry: take "

@@ -18,6 +18,7 @@ from megatron_ngpt.estimate.memory import busiest, rank_memory
 from megatron_ngpt.mesh.degrees import Degrees
 from tests.distributed import run
 from tests.estimate.measuring import peak_bytes
+from tests.schedules import SCHEDULES
 
 MODEL = ModelConfig(
     width=64, layers=4, heads=4, kv_heads=2, head_dim=16, ffn_width=160, vocab_size=200
@@ -94,8 +95,7 @@ def test_two_ranks(overrides):
     stages = [_config(overrides, dp=2, stage=stage) for stage in range(4)]
     shards = [_config(overrides, model=model, tp=2) for model in (MODEL, WIDE)]
     pipelines = [
-        _config(overrides, accumulate=8, pp=2, schedule=schedule)
-        for schedule in ("1f1b", "interleaved", "zero_bubble", "zbv")
+        _config(overrides, accumulate=8, pp=2, schedule=schedule) for schedule in SCHEDULES
     ]
     contexts = [_config(overrides, cp=2, ulysses=ulysses) for ulysses in (1, 2)]
     _compare(2, stages + shards + pipelines + contexts)

@@ -16,6 +16,7 @@ from megatron_ngpt.config import (
 from megatron_ngpt.estimate.state import RankState
 from tests.distributed import run
 from tests.estimate.measuring import engine_on, gradient_bytes, some_batch, state_bytes
+from tests.schedules import ZBV
 
 # no size divides by 2 or 3 more often than it must
 MODEL = ModelConfig(
@@ -53,7 +54,7 @@ CASES = {
         Case(1, "bf16", architecture="gpt"),
         Case(1, "bf16", tp=2),
         Case(1, "fp32", pp=2),
-        Case(1, "bf16", pp=2, schedule="zbv"),
+        Case(1, "bf16", pp=2, schedule=ZBV),
     ],
     3: ALONE,
     4: [

@@ -19,6 +19,7 @@ from megatron_ngpt.estimate.volume import Traffic, sent_by_axis, step_traffic
 from megatron_ngpt.mesh.degrees import Degrees
 from tests.distributed import run
 from tests.estimate.measuring import engine_on, some_batch
+from tests.schedules import ZBV
 
 MODEL = ModelConfig(
     width=64, layers=3, heads=4, kv_heads=2, head_dim=16, ffn_width=160, vocab_size=512
@@ -74,7 +75,7 @@ def test_data_parallel(partitioned):
 
 def test_tensor_and_pipeline_parallel():
     configs = [_config(tp=2), _config(tp=2, dtype="fp32"), _config(tp=2, recompute=True)]
-    configs += [_config(pp=2), _config(pp=2, schedule="interleaved"), _config(pp=2, schedule="zbv")]
+    configs += [_config(pp=2), _config(pp=2, schedule="interleaved"), _config(pp=2, schedule=ZBV)]
     configs[-1] = replace(configs[-1], model=replace(MODEL, layers=4))
     configs[-2] = replace(configs[-2], model=replace(MODEL, layers=4))
     for rank in run(2, _count, configs):

@@ -24,11 +24,12 @@ from tests.parallel.saving import (
     write,
 )
 from tests.parallel.training import PROMPT, Case, build, some_tokens
+from tests.schedules import ZBV
 
 ONE = Case("odd")
 TP2 = Case("odd", tp=2, zero=0, micro=12)
 TP2_DP2 = Case("odd", tp=2, dp=2, zero=3, micro=12)
-PP2 = Case("odd", pp=2, schedule="zbv", zero=0)
+PP2 = Case("odd", pp=2, schedule=ZBV, zero=0)
 PP2_ZERO = Case("odd", pp=2, layers=(1, 3))
 BOTH = Case("odd", tp=2, pp=2, schedule="zero_bubble")
 RING = Case("odd", cp=2, ulysses=1, zero=3, micro=12)
@@ -49,7 +50,7 @@ TOPOLOGIES = [
 FAST = [(ONE, BOTH), (TP2_DP2, PP2_ZERO), (PP2, TP2_DP2), (BOTH, TP2), (TP2, ONE), (BOTH, BOTH)]
 FAST += [(RING, TP2)]
 OTHERS = [
-    (Case(kind, tp=2, dp=2, zero=3, micro=12), Case(kind, tp=2, pp=2, schedule="zbv"))
+    (Case(kind, tp=2, dp=2, zero=3, micro=12), Case(kind, tp=2, pp=2, schedule=ZBV))
     for kind in ("odd gpt", "odd bf16", "odd, 97 ids")
 ]
 SLOW = [pair for pair in product(TOPOLOGIES, TOPOLOGIES) if pair not in FAST]

@@ -13,6 +13,7 @@ from megatron_ngpt.model.spec import parameter_table
 from megatron_ngpt.parallel.plan import check_topology
 from tests.distributed import run
 from tests.parallel.training import build
+from tests.schedules import ZBV
 
 T, LAYERS, VOCABULARY = 4, 6, 19
 MODEL = ModelConfig(width=8, layers=LAYERS, heads=2, ffn_width=12, vocab_size=VOCABULARY)
@@ -21,7 +22,7 @@ SCHEDULES = {
     "interleaved": {},
     "three a rank": {"schedule": "interleaved", "stages_per_rank": 3},
     "zero_bubble": {},
-    "zbv": {},
+    ZBV: {},
 }
 
 
@@ -111,5 +112,5 @@ def test_recomputation_computes_a_block_once_more_per_backward_pass():
     for told in run(2, _computed, 2, 6):
         for schedule in ("1f1b", "interleaved", "three a rank"):
             assert told[schedule] == 2
-        for schedule in ("zero_bubble", "zbv"):
+        for schedule in ("zero_bubble", ZBV):
             assert 2 <= told[schedule] <= 3

@@ -9,6 +9,7 @@ import torch
 
 from tests.engine.training import plain_logits, plain_loss
 from tests.parallel.training import PROMPT, STEPS, Case, config_of, some_tokens
+from tests.schedules import SCHEDULES, ZBV
 
 FAST = [
     # one rank: accumulation and recomputation change nothing either
@@ -32,11 +33,11 @@ FAST = [
     Case(pp=2),
     Case(pp=2, zero=0, micro=4, schedule="interleaved", recompute=True),
     Case(pp=2, zero=1, schedule="zero_bubble"),
-    Case(pp=2, zero=1, schedule="zbv", recompute=True),
+    Case(pp=2, zero=1, schedule=ZBV, recompute=True),
     Case(pp=2, zero=1, layers=(1, 4)),
     Case("clipped", pp=2, zero=1),
     Case("clipped", pp=2, zero=0),
-    Case("gpt", pp=2, zero=0, schedule="zbv"),
+    Case("gpt", pp=2, zero=0, schedule=ZBV),
     Case("bf16", pp=2, schedule="zero_bubble"),
     Case(cp=2, micro=24),
     Case("documents", cp=2, zero=2, micro=24),
@@ -56,11 +57,10 @@ FAST = [
     Case("muon", dp=2, zero=0, micro=12),
     # four ranks
     Case("documents", cp=4, ulysses=2, micro=24),
-    Case(tp=2, pp=2, schedule="zbv"),
+    Case(tp=2, pp=2, schedule=ZBV),
     Case(tp=2, dp=2, zero=3, micro=12),
     Case(pp=2, dp=2, schedule="interleaved"),
 ]
-SCHEDULES = ("1f1b", "interleaved", "zero_bubble", "zbv")
 STAGES = (0, 1, 2, 3)
 MODES = (1, 2, 4)
 """Ulysses degrees of cp 4: ring alone, both, Ulysses alone."""
@@ -69,7 +69,7 @@ RECIPES = ("recipe", "nugpt", "muon")
 MIXED = ("differential", "ensemble", "gpt differential", "gpt ensemble")
 SLOW = [
     *(Case("in pieces", dp=2, zero=zero, micro=12) for zero in STAGES),
-    *(Case("in pieces", pp=2, tp=2, schedule=s, micro=12) for s in ("1f1b", "zbv")),
+    *(Case("in pieces", pp=2, tp=2, schedule=s, micro=12) for s in ("1f1b", ZBV)),
     *(Case("in pieces", tp=2, cp=2, ulysses=u, zero=2, micro=24) for u in (1, 2)),
     *(Case("kept", dp=2, zero=zero, micro=12) for zero in STAGES),
     *(Case("kept", tp=2, cp=2, ulysses=u, zero=2, micro=24) for u in (1, 2)),
@@ -103,14 +103,14 @@ SLOW = [
     Case(tp=2, dp=3, zero=3, micro=8),
     *(Case(pp=2, schedule=s, zero=0, micro=3) for s in SCHEDULES),
     *(Case(pp=2, schedule=s, zero=1, recompute=True) for s in SCHEDULES),
-    *(Case("deep", pp=3, schedule=s, micro=4, recompute=s == "zbv") for s in SCHEDULES),
+    *(Case("deep", pp=3, schedule=s, micro=4, recompute=s == ZBV) for s in SCHEDULES),
     *(Case("deep", pp=4, schedule=s, micro=3, recompute=s == "1f1b") for s in SCHEDULES),
     *(Case(pp=2, dp=2, schedule=s, micro=3, recompute=s == "1f1b") for s in SCHEDULES),
     Case(pp=2, dp=3, zero=1, micro=2),
     *(Case(tp=2, pp=2, schedule=s, zero=0, micro=12) for s in SCHEDULES[:3]),
     *(Case(tp=2, pp=2, schedule=s, recompute=True) for s in SCHEDULES[2:]),
     *(Case(tp=2, pp=2, dp=2, schedule=s, micro=6) for s in SCHEDULES[:3]),
-    Case(tp=2, pp=2, dp=2, schedule="zbv", zero=0, micro=3, recompute=True),
+    Case(tp=2, pp=2, dp=2, schedule=ZBV, zero=0, micro=3, recompute=True),
     Case("deep", tp=2, pp=4, schedule="zero_bubble", micro=6),
     Case("97 ids", tp=2, dp=2, zero=3, micro=12),
     Case("97 ids", tp=2, pp=2, schedule="interleaved", layers=(1, 1, 2, 1)),
@@ -121,28 +121,28 @@ SLOW = [
     *(Case("gpt", tp=2, dp=2, zero=zero, micro=12) for zero in (1, 3)),
     *(Case("gpt", pp=2, schedule=s, recompute=s == "zero_bubble") for s in SCHEDULES[:3]),
     Case("gpt", tp=4, micro=24),
-    Case("gpt normed", tp=2, pp=2, dp=2, schedule="zbv", micro=3),
+    Case("gpt normed", tp=2, pp=2, dp=2, schedule=ZBV, micro=3),
     Case("gpt normed", tp=2, dp=2, zero=3, micro=12),
     Case("relu2", tp=2, pp=2, dp=2, micro=6),
     Case("relu2", tp=2, dp=2, zero=3, micro=12),
-    Case("relu2", pp=2, schedule="zbv"),
+    Case("relu2", pp=2, schedule=ZBV),
     Case("gpt", tp=2, pp=2, dp=2, micro=6),
     *(Case(kind, cp=2, ulysses=u, micro=12) for kind in MIXED[:2] for u in (1, 2)),
     *(Case("options", tp=2, dp=2, zero=zero, micro=12) for zero in STAGES),
     *(Case("options", dp=3, zero=zero, micro=8) for zero in (1, 3)),
     *(Case("recipe", tp=2, dp=2, zero=zero, micro=12) for zero in STAGES),
-    Case("recipe", tp=2, pp=2, dp=2, schedule="zbv", micro=3),
+    Case("recipe", tp=2, pp=2, dp=2, schedule=ZBV, micro=3),
     *(Case("nugpt", tp=2, dp=2, zero=zero, micro=12) for zero in STAGES),
-    Case("muon", pp=2, dp=2, zero=0, schedule="zbv", micro=3),
+    Case("muon", pp=2, dp=2, zero=0, schedule=ZBV, micro=3),
     Case("muon", cp=2, zero=0, micro=24),
     Case("nugpt", tp=2, pp=2, dp=2, schedule="interleaved", micro=6),
-    Case("others", tp=2, pp=2, dp=2, schedule="zbv", micro=3),
+    Case("others", tp=2, pp=2, dp=2, schedule=ZBV, micro=3),
     *(Case(kind, tp=4, zero=zero, micro=24) for kind in MIXED for zero in (1, 3)),
     *(Case(kind, pp=2, dp=2, schedule=s, micro=3) for kind in MIXED[:2] for s in SCHEDULES),
-    *(Case(kind, tp=2, pp=2, dp=2, schedule="zbv", micro=3, recompute=True) for kind in MIXED),
+    *(Case(kind, tp=2, pp=2, dp=2, schedule=ZBV, micro=3, recompute=True) for kind in MIXED),
     *(Case(kind, tp=2, dp=2, zero=zero, micro=12) for kind in MIXED for zero in STAGES),
     *(Case("bf16", tp=2, dp=2, zero=zero, micro=12) for zero in (0, 2, 3)),
-    *(Case("bf16", pp=2, schedule=s, zero=0, recompute=s == "zbv") for s in SCHEDULES),
+    *(Case("bf16", pp=2, schedule=s, zero=0, recompute=s == ZBV) for s in SCHEDULES),
     Case("bf16", tp=4, micro=24),
     Case("bf16", tp=2, pp=2, dp=2, schedule="interleaved", micro=6),
 ]

@@ -11,10 +11,10 @@ from megatron_ngpt.interop import golden
 from megatron_ngpt.mesh.degrees import Degrees
 from tests.distributed import run
 from tests.parallel.training import build
+from tests.schedules import SCHEDULES
 from tests.tools import test_verify_golden
 
 trace = test_verify_golden.trace
-SCHEDULES = ("1f1b", "interleaved", "zero_bubble", "zbv")
 # of the trace made here, which has one layer; the second stage has the head alone
 SMALL = {
     2: [({"tp": 2}, 1), ({"tp": 2}, 3), ({"pp": 2}, 1)],
