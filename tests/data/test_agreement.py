@@ -154,7 +154,7 @@ def test_the_manifest_of_another_pair_is_refused(corpus):
     with pytest.raises(ValueError, match=r"b\.manifest\.json says tokens = .* another pair"):
         start(config_of(b))
     Path(f"{b}.manifest.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"no JSON object: copy the one"):
+    with pytest.raises(ValueError, match=r"a JSON object is expected, not list\): copy the one"):
         start(config_of(b))
 
 
