@@ -71,12 +71,11 @@ around(pretrain_ngpt, "open_corpora", "data opened")
 import torch
 mark("import of torch")
 import megatron_ngpt.engine.checkpoint.checkpointer
-from megatron_ngpt.engine import engine, zero
+from megatron_ngpt.engine import direct, engine
 from megatron_ngpt.train import loop
 mark("imports of the engine and the loop")
 around(pretrain_ngpt, "start", "process group")
-around(zero, "prepare", "import of DeepSpeed", "mesh, newest checkpoint")
-around(zero, "start", "DeepSpeed's engine", "model built")
+around(direct, "start", "model and optimizer built", "mesh, newest checkpoint")
 around(engine.Masters, "initialise", "initial weights")
 around(engine.Engine, "train_step", "first step", "loader and log")
 pretrain_ngpt.finish(pretrain_ngpt.run())
