@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +23,19 @@ def json_lines(path: Path) -> Iterator[dict[str, Any]]:
     for line in text.splitlines():
         with suppress(ValueError):
             yield parse_object(line)
+
+
+def add_line(path: Path, facts: Mapping[str, Any]) -> None:
+    """Append an object, so that it survives a power failure; half a line before it stays alone.
+
+    Raises:
+        OSError: the disk is full.
+    """
+    torn = path.exists() and path.read_bytes()[-1:] not in (b"\n", b"")
+    with path.open("ab") as stream:
+        stream.write(b"\n" * torn + json.dumps(facts).encode() + b"\n")
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 def usable(kind: type, facts: Mapping[str, Any]) -> dict[str, Any]:

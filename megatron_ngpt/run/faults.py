@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections import deque
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
@@ -13,8 +11,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
-from megatron_ngpt.plain_json import parse_object
 from megatron_ngpt.run.checkpoints import Progress
+from megatron_ngpt.run.facts import add_line, json_lines
 
 FILE = "faults.jsonl"
 
@@ -52,11 +50,9 @@ class Fault:
 
 def read_faults(run_dir: Path) -> list[Fault]:
     """All of a run, oldest first."""
-    path, found = run_dir / FILE, []
-    lines = path.read_text("utf-8", "replace").splitlines() if path.exists() else []
-    for line in lines:
-        with suppress(ValueError, TypeError):  # half a line of a killed process
-            facts = parse_object(line)
+    found = []
+    for facts in json_lines(run_dir / FILE):
+        with suppress(ValueError, TypeError):  # somebody edited it
             facts["left_out"] = [(int(a), int(b)) for a, b in facts.get("left_out", ())]
             known = Fault.__annotations__  # a later version may have more
             facts = {k: tuple(v) if isinstance(v, list) else v for k, v in facts.items()}
@@ -70,12 +66,7 @@ def record(run_dir: Path, fault: Fault) -> None:
     Raises:
         OSError: the disk is full.
     """
-    path = run_dir / FILE
-    torn = path.exists() and path.read_bytes()[-1:] not in (b"\n", b"")
-    with path.open("ab") as stream:
-        stream.write(b"\n" * torn + json.dumps(asdict(fault)).encode() + b"\n")
-        stream.flush()
-        os.fsync(stream.fileno())
+    add_line(run_dir / FILE, asdict(fault))
 
 
 def number_of(value: float) -> float | None:

@@ -18,7 +18,7 @@ from typing import Any
 
 import megatron_ngpt
 from megatron_ngpt.config.yaml_file import parsed
-from megatron_ngpt.run.facts import json_lines, usable
+from megatron_ngpt.run.facts import add_line, json_lines, usable
 
 FILE = "ledger.jsonl"
 PACKAGES = (
@@ -79,10 +79,7 @@ def record(run_dir: Path, entry: Entry) -> None:
     Raises:
         OSError: the disk is full.
     """
-    path = run_dir / FILE
-    torn = path.exists() and path.read_bytes()[-1:] not in (b"\n", b"")
-    with path.open("ab") as stream:
-        stream.write(b"\n" * torn + json.dumps(asdict(entry)).encode() + b"\n")
+    add_line(run_dir / FILE, asdict(entry))
 
 
 def before(run_dir: Path, checkpoint: Path | None, step: int) -> Entry | None:
